@@ -1,0 +1,49 @@
+// Package transport carries bytes between the two nodes of a pair.
+package transport
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// Transport makes connections to the one peer that it was made for.
+type Transport interface {
+	// Name is the transport's name in config and status, such as "md5sig".
+	Name() string
+	// Listen binds local and accepts connections of the peer only.
+	Listen(local netip.AddrPort) (Listener, error)
+	// Dial connects from the address local (any port) to peer.
+	Dial(ctx context.Context, local netip.Addr, peer netip.AddrPort) (Conn, error)
+}
+
+// Listener accepts connections of the peer.
+type Listener interface {
+	Accept() (Conn, error)
+	Addr() netip.AddrPort
+	Close() error
+}
+
+// Conn is a reliable, ordered stream of bytes that does not block unless it
+// is asked to. One goroutine reads and one writes at a time; Wake, Close and
+// RemoteAddr are safe at any time.
+type Conn interface {
+	// TryRead reads what has arrived. (0, nil): nothing yet. io.EOF: the
+	// peer closed its side.
+	TryRead(p []byte) (int, error)
+	// TryWrite writes a prefix of the concatenated buffers and returns its
+	// length, 0 when no more fits for now.
+	TryWrite(bufs [][]byte) (int, error)
+	// Wait returns when the connection may be readable (or, if write is
+	// set, writable), when d has passed, or after Wake or Close. A Wake that
+	// came before is not lost. It sleeps in the kernel, in the calling
+	// thread: the shortest way from packet to goroutine.
+	Wait(write bool, d time.Duration) error
+	// Wake makes a Wait of now, or the next one, return.
+	Wake()
+	RemoteAddr() netip.AddrPort
+	// Close ends the connection. It waits for no goroutine; a call on a
+	// closed connection returns net.ErrClosed, and never touches another
+	// connection's descriptor.
+	Close() error
+}
