@@ -16,8 +16,9 @@ package pmem
 
 import "fmt"
 
-// LineSize is the unit of a flush in bytes, and the largest unit that a power
-// failure keeps or loses as a whole only where it was flushed and fenced.
+// LineSize is the unit of a flush in bytes. It is not a unit of atomicity: a
+// power failure before the fence can keep part of a line. Only an aligned
+// 8-byte store is kept or lost as a whole.
 const LineSize = 64
 
 // AreaAlign is the alignment in bytes of every area in a region: the size of
@@ -78,7 +79,8 @@ type Memory interface {
 	Window(off, n int64) []byte
 	// Flush starts to write back the cache lines of [off, off+n).
 	Flush(off, n int64)
-	// Fence returns when everything that the caller flushed is durable. An
-	// error is final: the region takes no further stores as durable.
+	// Fence returns when everything that the calling goroutine flushed is
+	// durable. An error is final: the region takes no further stores as
+	// durable, and every later Fence returns it too.
 	Fence() error
 }

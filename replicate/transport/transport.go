@@ -35,11 +35,13 @@ type Conn interface {
 	// length, 0 when no more fits for now.
 	TryWrite(bufs [][]byte) (int, error)
 	// Wait returns when the connection may be readable (or, if write is
-	// set, writable), when d has passed, or after Wake or Close. A Wake that
+	// set, readable or writable), when d has passed, or after Wake or Close.
+	// It may also return for no reason: look, then wait again. A Wake that
 	// came before is not lost. It sleeps in the kernel, in the calling
 	// thread: the shortest way from packet to goroutine.
 	Wait(write bool, d time.Duration) error
-	// Wake makes a Wait of now, or the next one, return.
+	// Wake makes a Wait of now, or the next one, return: at least one, if
+	// several goroutines wait. Several Wakes may count as one.
 	Wake()
 	RemoteAddr() netip.AddrPort
 	// Close ends the connection. It waits for no goroutine; a call on a

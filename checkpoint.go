@@ -1,0 +1,161 @@
+package nvmmirror
+
+import (
+	"fmt"
+	"math/bits"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/nvmmirror/nvmmirror/pmem"
+)
+
+// Checkpoint is the LSN from which recovery would read the journal.
+func (v *Volume) Checkpoint() LSN { return LSN(v.checkpointed.Load()) }
+
+func (v *Volume) kickCheckpoint() {
+	select {
+	case v.ckptKick <- struct{}{}:
+	default:
+	}
+}
+
+// checkpointer moves the checkpoint in the background: when a quarter of the
+// ring lies above it, and when the node has been idle.
+func (v *Volume) checkpointer() {
+	t := time.NewTicker(checkpointEvery)
+	defer t.Stop()
+	var seen LSN
+	for {
+		select {
+		case <-v.stop:
+			return
+		case <-v.ckptKick:
+			v.runCheckpoint()
+		case <-t.C:
+			v.committer.Tick() // what a caller that gave up left behind
+			v.compareUnverified()
+			if now := v.Applied(); now == seen && (now != v.Checkpoint() || v.ackedUnstored()) {
+				v.runCheckpoint()
+			} else {
+				seen = now
+			}
+		}
+	}
+}
+
+// ackedUnstored: idle, and metadata does not say yet how far the log is
+// acknowledged. Until it does, damage to the last segment looks like a torn
+// tail.
+func (v *Volume) ackedUnstored() bool {
+	v.metaMu.Lock()
+	defer v.metaMu.Unlock()
+	return v.meta.State.Acked < v.acked()
+}
+
+func (v *Volume) runCheckpoint() {
+	if v.failed.Load() != nil || v.closed.Load() {
+		return
+	}
+	if err := v.checkpoint(false); err != nil {
+		v.fail(err)
+		v.committer.Tick()
+		return
+	}
+	v.wakeDriver()
+	v.pair.Wake()
+}
+
+// checkpoint makes durable what was applied, then lets recovery start there:
+//
+//	take the set of changed blocks and the LSN that the data holds
+//	flush the blocks and their table entries, fence
+//	move the checkpoint in the metadata (both copies)
+//
+// Changes go on meanwhile: a block that changes above the new checkpoint is
+// changed by log above it, so recovery writes it again.
+func (v *Volume) checkpoint(clean bool) (err error) {
+	v.ckptMu.Lock()
+	defer v.ckptMu.Unlock()
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	v.applyMu.Lock()
+	if v.copying {
+		v.applyMu.Unlock()
+		return nil // FinishCopy does it
+	}
+	dirty := v.dirty
+	v.dirty = v.spare
+	c := checkpoint{LSN: v.Applied(), Chain: v.chain}
+	v.applyMu.Unlock()
+
+	v.flushBlocks(dirty)
+	clear(dirty)
+	v.spare = dirty
+	if err := v.mem.Fence(); err != nil {
+		return fmt.Errorf("checkpoint: %w", err)
+	}
+	err = v.updateMeta(func(m *metadata) error {
+		e, _ := m.State.History.At(c.LSN)
+		c.Epoch = e.Epoch
+		m.Checkpoint = c
+		m.State.Acked = max(m.State.Acked, v.acked())
+		m.Clean = clean
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	v.checkpointed.Store(uint64(c.LSN))
+	v.counters.checkpts.Add(1)
+	v.log.Debug("checkpoint", zap.Uint64("lsn", uint64(c.LSN)))
+	return nil
+}
+
+// flushBlocks flushes the data and the table entries of blocks.
+func (v *Volume) flushBlocks(set blockSet) {
+	line := int64(-1)
+	for w, word := range set {
+		for ; word != 0; word &= word - 1 {
+			b := int64(w*64 + bits.TrailingZeros64(word))
+			v.mem.Flush(v.meta.Data.Off+b*blockSize, blockSize)
+			entry := v.table.area.Off + b*tableEntry
+			if l := entry / pmem.LineSize; l != line {
+				line = l
+				v.mem.Flush(entry, tableEntry)
+			}
+		}
+	}
+}
+
+// acked is what is known to be acknowledged by all required nodes: on a
+// secondary what the primary said of it.
+func (v *Volume) acked() LSN {
+	if v.pair == nil {
+		return v.meta.State.Acked
+	}
+	return v.pair.Acked()
+}
+
+// updateMeta changes the metadata: durable in both copies when it returns.
+func (v *Volume) updateMeta(f func(*metadata) error) (err error) {
+	v.metaMu.Lock()
+	defer v.metaMu.Unlock()
+	if e := v.failed.Load(); e != nil {
+		return *e
+	}
+	next := v.meta
+	if err := f(&next); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			v.fail(err)
+		}
+	}()
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	if err := writeMetadata(v.mem, &next); err != nil {
+		return err
+	}
+	v.meta = next
+	return nil
+}

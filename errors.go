@@ -1,0 +1,65 @@
+package nvmmirror
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// Errors of opening a region. All name the file; test with errors.Is and
+// errors.As.
+var (
+	// ErrNotRegion: the file does not hold nvmmirror metadata.
+	ErrNotRegion = errors.New("not an nvmmirror region")
+	// ErrInUse: another process has the region open.
+	ErrInUse = pmem.ErrInUse
+)
+
+// Errors of a volume in use.
+var (
+	// ErrOutcomeUnknown: Commit's wait ended early. The transaction may or
+	// may not survive.
+	ErrOutcomeUnknown = journal.ErrOutcomeUnknown
+	// ErrTooLarge: a transaction is larger than a quarter of the journal.
+	ErrTooLarge = journal.ErrTooLarge
+	// ErrClosed: the volume, or the transaction, has been closed.
+	ErrClosed = errors.New("closed")
+	// ErrOutOfRange: beyond the volume's end.
+	ErrOutOfRange = errors.New("beyond the volume's end")
+	// ErrNoLease: the peer has not been heard of for the read lease, and
+	// may have been promoted. Reads resume with the peer, or alone.
+	ErrNoLease = errors.New("not read: the peer is lost, and this node is not alone by decision")
+)
+
+// ErrNotPrimary: only the primary writes and reads.
+type ErrNotPrimary = replicate.ErrNotPrimary
+
+// RefusedError: a change of role that could lose data was refused.
+type RefusedError = replicate.RefusedError
+
+// CorruptError: bytes at rest do not match their checksums, and nothing here
+// can repair them.
+type CorruptError struct {
+	What   string // such as "block 17"
+	Detail string
+}
+
+func (e *CorruptError) Error() string { return fmt.Sprintf("%s: corrupt (%s)", e.What, e.Detail) }
+
+// LengthError: the file is not as long as its metadata says.
+type LengthError struct{ Have, Want int64 }
+
+func (e *LengthError) Error() string {
+	return fmt.Sprintf("the file has %d bytes, its metadata says %d: it was cut off or copied in part; restore it, or create it anew and let the peer fill it", e.Have, e.Want)
+}
+
+// ShutdownError: the device counts a dirty shutdown since the region was last
+// open: what was flushed may have been lost.
+type ShutdownError struct{ Have, Want uint64 }
+
+func (e *ShutdownError) Error() string {
+	return fmt.Sprintf("the device counts %d dirty shutdowns, %d when the region was last open: flushed data may be lost; replace this region and let the peer fill it", e.Have, e.Want)
+}

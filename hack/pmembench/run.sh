@@ -1,0 +1,60 @@
+#!/bin/sh
+# Persist by size: this project's Go against libpmem and libpmemlog, on tmpfs.
+#
+#	apt-get install -y gcc libpmem-dev libpmemlog-dev
+#	hack/pmembench/run.sh [ROUNDS] [SECONDS]
+#
+# Rounds alternate between the two, so that drift of the machine meets both;
+# the medians of the rounds are printed in ns per operation, and their ratio,
+# then the best rounds and theirs: on a machine that is not quiet only the best
+# say something, because what disturbs never makes a round faster. The last
+# column is the median of a libpmemlog append of the same size.
+set -eu
+rounds=${1:-7}
+seconds=${2:-0.2}
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(mktemp -d)
+pool=$(mktemp -d /dev/shm/pmembench-XXXXXX)
+trap 'rm -rf "$work" "$pool"' EXIT INT TERM
+
+gcc -O2 -Wall -o "$work/persist" "$here/persist.c" -lpmem -lpmemlog
+(cd "$here/../.." && go test -c -o "$work/go" ./pmem)
+
+# libpmem flushes lines with CPU instructions only where it takes the mapping
+# for persistent memory; on tmpfs it would msync.
+export PMEM_IS_PMEM_FORCE=1
+
+sizes="64 256 4096 65536 1048576"
+i=0
+while [ "$i" -lt "$rounds" ]; do
+	for size in $sizes; do
+		"$work/persist" memcpy "$pool" "$size" "$seconds" >>"$work/memcpy.$size"
+		(cd "$here/../../pmem" && "$work/go" -test.run '^$' -test.cpu 1 -test.bench "^BenchmarkPersist\$/^$size\$" -test.benchtime "${seconds}s") |
+			awk '/ns\/op/ { print $3 }' >>"$work/go.$size"
+	done
+	for size in 64 4096; do
+		"$work/persist" append "$pool" "$size" "$seconds" >>"$work/append.$size"
+	done
+	i=$((i + 1))
+done
+
+median() {
+	sort -n "$1" | awk '{ v[NR] = $1 } END { print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
+}
+
+best() {
+	sort -n "$1" | head -1
+}
+
+ratio() {
+	awk "BEGIN { printf \"%.3f\", $1 / $2 }"
+}
+
+printf '%8s  %10s %10s %6s  %10s %10s %6s  %10s\n' bytes libpmem Go ratio 'best: C' Go ratio libpmemlog
+for size in $sizes; do
+	append=-
+	[ ! -f "$work/append.$size" ] || append=$(median "$work/append.$size")
+	c=$(median "$work/memcpy.$size") go=$(median "$work/go.$size")
+	cb=$(best "$work/memcpy.$size") gob=$(best "$work/go.$size")
+	printf '%8d  %10s %10s %6s  %10s %10s %6s  %10s\n' "$size" "$c" "$go" "$(ratio "$go" "$c")" "$cb" "$gob" "$(ratio "$gob" "$cb")" "$append"
+done

@@ -1,0 +1,87 @@
+// Package crc32c computes CRC-32C (Castagnoli) checksums and does the linear
+// algebra on them: joining the checksums of two neighbouring pieces, and
+// carrying a block's checksum over a change of some of its bytes without
+// reading the rest.
+//
+// The checksum of equally long inputs is affine over GF(2):
+// Sum(a) ^ Sum(b) depends on a ^ b alone. Write r(m) for the checksum without
+// its initial and final inversion. Then r is linear, and r(m followed by n
+// zero bytes) is r(m)·x^(8n) modulo the polynomial. See Mark Adler's
+// crc32_combine in zlib, and R. Williams, "A painless guide to CRC error
+// detection algorithms", 1993.
+package crc32c
+
+import "hash/crc32"
+
+var table = crc32.MakeTable(crc32.Castagnoli)
+
+// Sum is the CRC-32C of p.
+func Sum(p []byte) uint32 { return crc32.Update(0, table, p) }
+
+// Update is the CRC-32C of the bytes that crc covers followed by p.
+func Update(crc uint32, p []byte) uint32 { return crc32.Update(crc, table, p) }
+
+// raw is r(p): linear in p.
+func raw(p []byte) uint32 { return ^crc32.Update(0xffffffff, table, p) }
+
+// Combine is the CRC-32C of a piece with checksum a followed by a piece of
+// lenB bytes with checksum b.
+func Combine(a, b uint32, lenB int64) uint32 { return multiply(a, power(lenB)) ^ b }
+
+// Patch is the checksum of a block after old was replaced by new (of equal
+// length) at a place that tail bytes of the block follow; crc is its checksum
+// before.
+func Patch(crc uint32, old, new []byte, tail int64) uint32 {
+	return crc ^ multiply(raw(old)^raw(new), power(tail))
+}
+
+// poly is the Castagnoli polynomial, bit-reversed: bit 31 is x^0.
+const poly = 0x82f63b78
+
+// multiply is a·b modulo the polynomial, both bit-reversed. It does the same
+// work whatever the operands are: a data-dependent branch would be
+// mispredicted every other bit.
+func multiply(a, b uint32) uint32 {
+	var p uint32
+	for range 32 {
+		p ^= b & -(a >> 31)
+		a <<= 1
+		b = b>>1 ^ poly&-(b&1)
+	}
+	return p
+}
+
+// small[n] is x^(8n) for n up to a 4 KiB block; doubling[k] is x^(8·2^k).
+var (
+	small    [4097]uint32
+	doubling [63]uint32
+)
+
+func init() {
+	small[0] = 1 << 31
+	for n := 1; n < len(small); n++ {
+		c := small[n-1]
+		for range 8 {
+			c = c>>1 ^ poly&-(c&1)
+		}
+		small[n] = c
+	}
+	doubling[0] = small[1]
+	for k := 1; k < len(doubling); k++ {
+		doubling[k] = multiply(doubling[k-1], doubling[k-1])
+	}
+}
+
+// power is x^(8n).
+func power(n int64) uint32 {
+	if n < int64(len(small)) {
+		return small[n]
+	}
+	p := uint32(1 << 31)
+	for k := 0; n != 0; k, n = k+1, n>>1 {
+		if n&1 != 0 {
+			p = multiply(p, doubling[k])
+		}
+	}
+	return p
+}

@@ -1,0 +1,52 @@
+package crc32c
+
+import (
+	"hash/crc32"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+func TestSumIsCastagnoli(t *testing.T) {
+	// RFC 3720, B.4: 32 bytes of zeros.
+	if got := Sum(make([]byte, 32)); got != 0x8a9136aa {
+		t.Fatalf("Sum(32 zeros) = %#x", got)
+	}
+}
+
+func TestCombineAndPatch(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a := rapid.SliceOfN(rapid.Byte(), 0, 9000).Draw(t, "a")
+		b := rapid.SliceOfN(rapid.Byte(), 0, 9000).Draw(t, "b")
+		whole := append(append([]byte(nil), a...), b...)
+		want := crc32.Checksum(whole, table)
+		if got := Combine(Sum(a), Sum(b), int64(len(b))); got != want {
+			t.Fatalf("Combine = %#x, want %#x", got, want)
+		}
+		if got := Update(Sum(a), b); got != want {
+			t.Fatalf("Update = %#x, want %#x", got, want)
+		}
+		if len(whole) == 0 {
+			return
+		}
+		lo := rapid.IntRange(0, len(whole)-1).Draw(t, "lo")
+		hi := rapid.IntRange(lo, len(whole)).Draw(t, "hi")
+		repl := rapid.SliceOfN(rapid.Byte(), hi-lo, hi-lo).Draw(t, "repl")
+		got := Patch(want, whole[lo:hi], repl, int64(len(whole)-hi))
+		copy(whole[lo:hi], repl)
+		if want := Sum(whole); got != want {
+			t.Fatalf("Patch = %#x, want %#x", got, want)
+		}
+	})
+}
+
+func BenchmarkPatch64(b *testing.B) {
+	old, repl := make([]byte, 64), make([]byte, 64)
+	for i := range repl {
+		repl[i] = byte(i)
+	}
+	var c uint32
+	for b.Loop() {
+		c = Patch(c, old, repl, 1000)
+	}
+}

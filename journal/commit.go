@@ -1,0 +1,457 @@
+package journal
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Sink is where a committed segment goes from the journal.
+type Sink interface {
+	// Progress sends what was appended and takes acknowledgements in,
+	// without blocking. acked is what all required nodes hold; the log may
+	// be written below limit.
+	Progress() (acked, limit LSN)
+	// Apply makes the log visible up to a position. An error ends the
+	// committer.
+	Apply(upTo LSN) error
+	// Wait returns when Progress may have something, or after d, or after a
+	// Wake, also one that came before.
+	Wait(d time.Duration)
+	Wake()
+}
+
+// Committer is group commit. Callers enqueue transactions; one of them at a
+// time is the driver and does everything for all of them:
+//
+//	append all that is queued as one segment, one fence
+//	send it, take acknowledgements in (Sink.Progress)
+//	make visible what is acknowledged (Sink.Apply), complete its callers
+//	no progress: poll for a bounded time, then sleep (Sink.Wait)
+//
+// until its own transaction is done; then it hands the role to another caller
+// that still waits. So a lone committer changes neither goroutine nor thread,
+// and under load each caller is woken once.
+//
+// Invariants:
+//   - At most one driver. The log, the sink's sending side and applying are
+//     the driver's alone; no lock guards them.
+//   - Where a transaction is queued or waits, there is a driver, or the role
+//     is on its way to one, or the owner's Tick will take it.
+//   - A caller's buffers are read only while its request is taken.
+//   - Transactions complete in LSN order, after they are visible.
+type Committer struct {
+	log  *Log
+	sink Sink
+	poll time.Duration
+
+	sleeping atomic.Bool  // the driver is in Sink.Wait: Wake it
+	pending  atomic.Int32 // queued requests
+	claims   atomic.Int32 // goroutines in Acquire
+
+	mu      sync.Mutex
+	driving bool
+	queue   []*Request // not written, in order of arrival
+	waiting []*Request // written, in LSN order
+	claim   []chan struct{}
+	closed  error // why no transaction is taken
+
+	// The driver's.
+	batch          []*Request
+	acked, applied LSN
+	limit          LSN
+}
+
+const (
+	maxBatch = 256 << 10 // bytes of records that one segment gathers
+	nap      = 5 * time.Millisecond
+)
+
+// NewCommitter is closed with err until Open. poll is how long the driver
+// polls before it sleeps.
+func NewCommitter(log *Log, sink Sink, poll time.Duration, err error) *Committer {
+	return &Committer{log: log, sink: sink, poll: poll, closed: err}
+}
+
+// Commit makes r durable on every required node and visible, and returns the
+// LSN after it. On an error other than ErrOutcomeUnknown nothing of it will
+// ever be visible. r belongs to the committer from now on.
+func (c *Committer) Commit(ctx context.Context, r *Request) (LSN, error) {
+	if r.size > c.log.MaxTransaction() {
+		n := r.size
+		r.Free()
+		return 0, fmt.Errorf("%w: %d bytes with its record headers, at most %d here; split it or use a larger journal", ErrTooLarge, n, c.log.MaxTransaction())
+	}
+	c.mu.Lock()
+	if c.closed != nil {
+		err := c.closed
+		c.mu.Unlock()
+		r.Free()
+		return 0, err
+	}
+	c.queue = append(c.queue, r)
+	c.pending.Add(1)
+	if c.driving {
+		c.mu.Unlock()
+		if c.sleeping.Load() {
+			c.sink.Wake()
+		}
+		return c.park(ctx, r)
+	}
+	c.driving = true
+	r.driver = true
+	c.mu.Unlock()
+	return c.drive(ctx, r)
+}
+
+// park waits until r is done or has the role.
+func (c *Committer) park(ctx context.Context, r *Request) (LSN, error) {
+	select {
+	case <-r.wake:
+	case <-ctx.Done():
+		if gone, end, err := c.withdraw(ctx, r); gone {
+			return end, err
+		}
+	}
+	if r.driver {
+		return c.drive(ctx, r)
+	}
+	return finish(r)
+}
+
+// withdraw ends the wait of a parked caller. gone is false where r has been
+// woken meanwhile: its wake-up is then consumed.
+func (c *Committer) withdraw(ctx context.Context, r *Request) (gone bool, end LSN, err error) {
+	c.mu.Lock()
+	if r.driver || r.state == done {
+		c.mu.Unlock()
+		<-r.wake
+		return false, 0, nil
+	}
+	if r.state == taken {
+		// The driver is reading the caller's buffers. It will not be long,
+		// and the caller may not have them back before.
+		r.leaving = true
+		c.mu.Unlock()
+		<-r.wake
+		return true, r.end, unknown(ctx.Err())
+	}
+	defer c.mu.Unlock()
+	if r.state == queued {
+		c.dequeue(r)
+		r.Free()
+		return true, 0, ctx.Err()
+	}
+	r.state = abandoned
+	return true, r.end, unknown(ctx.Err())
+}
+
+func (c *Committer) dequeue(r *Request) {
+	c.queue = slices.DeleteFunc(c.queue, func(q *Request) bool { return q == r })
+	c.pending.Add(-1)
+}
+
+func unknown(cause error) error { return fmt.Errorf("%w (%w)", ErrOutcomeUnknown, cause) }
+
+func finish(r *Request) (LSN, error) {
+	end, err := r.end, r.err
+	r.Free()
+	return end, err
+}
+
+// drive is the driver's loop, until r is done.
+func (c *Committer) drive(ctx context.Context, r *Request) (LSN, error) {
+	var idle time.Time
+	for spins := 0; ; {
+		moved := c.step()
+		if r.state == done {
+			c.release(r)
+			return finish(r)
+		}
+		if c.claims.Load() > 0 {
+			c.release(r)
+			return c.park(ctx, r)
+		}
+		if err := ctx.Err(); err != nil {
+			return c.leave(r, err)
+		}
+		if moved {
+			spins = 0
+			continue
+		}
+		if spins++; spins == 1 {
+			idle = time.Now()
+		} else if time.Since(idle) >= c.poll {
+			c.sleep(nap)
+		} else if spins%8 == 0 {
+			runtime.Gosched()
+		}
+	}
+}
+
+// leave gives the driver's own transaction up, and the role.
+func (c *Committer) leave(r *Request, cause error) (LSN, error) {
+	c.mu.Lock()
+	if r.state == queued {
+		c.dequeue(r)
+		c.mu.Unlock()
+		c.release(nil)
+		r.Free()
+		return 0, cause
+	}
+	r.state = abandoned
+	end := r.end
+	c.mu.Unlock()
+	c.release(nil)
+	return end, unknown(cause)
+}
+
+// sleep blocks until there may be progress. sleeping is set before the queue
+// is looked at for the last time, and a caller looks at it after it enqueued:
+// one of the two sees the other.
+func (c *Committer) sleep(d time.Duration) {
+	c.sleeping.Store(true)
+	if !c.canAppend() && c.claims.Load() == 0 {
+		c.sink.Wait(d)
+	}
+	c.sleeping.Store(false)
+}
+
+// canAppend reports whether the oldest queued transaction fits into the ring.
+func (c *Committer) canAppend() bool {
+	if c.pending.Load() == 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.queue) > 0 && c.fits(c.queue[0].size)
+}
+
+func (c *Committer) fits(size int) bool { return c.log.End()+c.log.Room(size) <= c.limit }
+
+// step does one round of the driver's work and reports whether anything moved.
+func (c *Committer) step() (moved bool) {
+	if c.pending.Load() > 0 && c.append() {
+		moved = true
+	}
+	acked, limit := c.sink.Progress()
+	c.limit = limit
+	c.acked = max(c.acked, acked)
+	if c.acked > c.applied {
+		if err := c.sink.Apply(c.acked); err != nil {
+			c.Close(err, err)
+			return true
+		}
+		c.applied = c.acked
+		c.complete()
+		moved = true
+	}
+	return moved
+}
+
+// append writes one segment of what is queued and fits.
+func (c *Committer) append() bool {
+	c.mu.Lock()
+	size := 0
+	c.batch = c.batch[:0]
+	for _, r := range c.queue {
+		if len(c.batch) > 0 && size+r.size > min(maxBatch, c.log.MaxTransaction()) || !c.fits(size+r.size) {
+			break
+		}
+		size += r.size
+		r.state = taken
+		c.batch = append(c.batch, r)
+	}
+	c.queue = slices.Delete(c.queue, 0, len(c.batch))
+	c.pending.Add(-int32(len(c.batch)))
+	c.mu.Unlock()
+	if len(c.batch) == 0 {
+		return false
+	}
+	end, err := c.log.Append(c.batch, size, c.acked)
+	c.mu.Lock()
+	for _, r := range c.batch {
+		r.end = end
+		r.state = written
+		clear(r.writes)
+		if r.leaving {
+			r.state = abandoned
+			r.wake <- struct{}{}
+		}
+	}
+	c.waiting = append(c.waiting, c.batch...)
+	c.mu.Unlock()
+	if err != nil {
+		c.Close(err, err)
+	}
+	return true
+}
+
+// complete wakes the callers of what is visible.
+func (c *Committer) complete() {
+	c.mu.Lock()
+	n := 0
+	for ; n < len(c.waiting) && c.waiting[n].end <= c.applied; n++ {
+		c.settle(c.waiting[n], nil)
+	}
+	c.waiting = slices.Delete(c.waiting, 0, n)
+	c.mu.Unlock()
+}
+
+// settle ends one request. Its caller is parked, gone, or the driver, who
+// looks for itself.
+func (c *Committer) settle(r *Request, err error) {
+	if r.state == abandoned {
+		return
+	}
+	r.err = err
+	r.state = done
+	if !r.driver {
+		r.wake <- struct{}{}
+	}
+}
+
+// Release gives the role to a goroutine in Acquire, else to the caller that
+// has longest to wait, else to nobody.
+func (c *Committer) Release() { c.release(nil) }
+
+// release is Release by the driver with request r.
+func (c *Committer) release(r *Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r != nil {
+		r.driver = false
+	}
+	if len(c.claim) > 0 {
+		ch := c.claim[0]
+		c.claim = c.claim[1:]
+		c.claims.Add(-1)
+		close(ch)
+		return
+	}
+	if n := len(c.queue); n > 0 {
+		c.grant(c.queue[n-1])
+		return
+	}
+	for i := len(c.waiting) - 1; i >= 0; i-- {
+		if c.waiting[i].state == written {
+			c.grant(c.waiting[i])
+			return
+		}
+	}
+	c.driving = false
+}
+
+func (c *Committer) grant(r *Request) {
+	r.driver = true
+	r.wake <- struct{}{}
+}
+
+// Acquire takes the role for itself: nothing is appended, sent or applied by
+// anyone else until Release. It has priority over transactions.
+func (c *Committer) Acquire(ctx context.Context) error {
+	c.mu.Lock()
+	if !c.driving {
+		c.driving = true
+		c.mu.Unlock()
+		return nil
+	}
+	ch := make(chan struct{})
+	c.claim = append(c.claim, ch)
+	c.claims.Add(1)
+	c.mu.Unlock()
+	if c.sleeping.Load() {
+		c.sink.Wake()
+	}
+	select {
+	case <-ch:
+		return nil
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	i := slices.Index(c.claim, ch)
+	if i >= 0 {
+		c.claim = slices.Delete(c.claim, i, i+1)
+		c.claims.Add(-1)
+	}
+	c.mu.Unlock()
+	if i < 0 { // the role came at the same moment
+		c.Release()
+	}
+	return ctx.Err()
+}
+
+// Tick drives one round if nobody does. What is left to do then, is the
+// owner's to come back for.
+func (c *Committer) Tick() {
+	c.mu.Lock()
+	if c.driving {
+		c.mu.Unlock()
+		return
+	}
+	c.driving = true
+	c.mu.Unlock()
+	for c.step() {
+	}
+	c.Release()
+}
+
+// Open takes transactions from now on. acked and applied are where the log
+// stands. The caller has the role.
+func (c *Committer) Open(acked, applied LSN) {
+	c.acked, c.applied = acked, applied
+	_, c.limit = c.sink.Progress()
+	c.mu.Lock()
+	c.closed = nil
+	c.mu.Unlock()
+}
+
+// Close takes no more transactions: they get refuse. Queued ones get it too;
+// those that wait for acknowledgements get ErrOutcomeUnknown with cause, or go
+// on waiting where cause is nil. The caller has the role.
+func (c *Committer) Close(refuse, cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = refuse
+	for _, r := range c.queue {
+		c.settle(r, refuse)
+	}
+	c.queue = c.queue[:0]
+	c.pending.Store(0)
+	if cause == nil {
+		return
+	}
+	for _, r := range c.waiting {
+		c.settle(r, unknown(cause))
+	}
+	c.waiting = c.waiting[:0]
+}
+
+// Drain drives until no transaction waits for acknowledgements. The caller has
+// the role.
+func (c *Committer) Drain(ctx context.Context) error {
+	for c.Waiting() > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if !c.step() {
+			c.sink.Wait(nap)
+		}
+	}
+	return nil
+}
+
+// Waiting is how many transactions wait for acknowledgements.
+func (c *Committer) Waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.waiting)
+}
+
+// Acked is the position up to which all required nodes hold the log, as the
+// driver last saw it. The caller has the role.
+func (c *Committer) Acked() LSN { return c.acked }

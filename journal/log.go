@@ -1,0 +1,267 @@
+package journal
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/pmem"
+)
+
+// Log appends segments to a ring in persistent memory.
+//
+// Invariants:
+//   - Everything below End is durable, valid and chained.
+//   - Bytes from End on are scratch: no reader may trust them.
+//   - One goroutine at a time owns the log: on a primary the committer's
+//     driver, on a secondary the session's receiver. Only the owner calls
+//     what changes it. End and Ring are for anyone.
+type Log struct {
+	mem   pmem.Memory
+	off   int64
+	ring  Ring
+	end   atomic.Uint64
+	chain uint32
+	epoch Epoch
+	w     writer
+}
+
+// NewLog is the log in the size bytes of mem at off, with LSN base at the
+// ring's start. Reset must follow.
+func NewLog(mem pmem.Memory, off, size int64, base LSN) *Log {
+	l := &Log{mem: mem, off: off}
+	l.ring = Ring{Bytes: mem.Bytes()[off : off+size : off+size], Base: base}
+	l.w.mem = mem
+	return l
+}
+
+// Ring is the log's ring, for reading.
+func (l *Log) Ring() Ring { return l.ring }
+
+// End is the LSN after the last persistent segment.
+func (l *Log) End() LSN { return LSN(l.end.Load()) }
+
+// Chain is the header checksum of the last persistent segment.
+func (l *Log) Chain() uint32 { return l.chain }
+
+// Epoch is the epoch of the segments to come.
+func (l *Log) Epoch() Epoch { return l.epoch }
+
+// Reset makes end the place of the next segment, behind a header with
+// checksum chain.
+func (l *Log) Reset(end LSN, chain uint32) {
+	l.chain = chain
+	l.end.Store(uint64(end))
+}
+
+// Rebase moves the ring's start to another LSN: what it held is lost.
+func (l *Log) Rebase(base LSN) { l.ring.Base = base }
+
+// SetEpoch sets the epoch of the segments to come. The history must hold it
+// durably, from End on.
+func (l *Log) SetEpoch(e Epoch) { l.epoch = e }
+
+// MaxTransaction is how many bytes of records, headers included, a segment
+// takes.
+func (l *Log) MaxTransaction() int { return MaxSegment(int64(l.ring.Size())) - HeaderSize }
+
+// Room is how many bytes of log a segment with so many bytes of records takes,
+// the padding at the ring's end before it included.
+func (l *Log) Room(records int) LSN {
+	n := roundUp(HeaderSize + records)
+	if c := l.ring.contiguous(l.End()); n > c {
+		n += c
+	}
+	return LSN(n)
+}
+
+// Append writes one segment with the records of reqs, which hold size bytes
+// of records, makes it durable with one fence, and returns its end. acked is
+// the hint that it carries. The caller has seen to the room.
+func (l *Log) Append(reqs []*Request, size int, acked LSN) (end LSN, err error) {
+	defer pmem.Recover(l.mem, pmem.Arm(), &err)
+	n := roundUp(HeaderSize + size)
+	lsn := l.End()
+	if c := l.ring.contiguous(lsn); n > c {
+		lsn = l.pad(lsn, c, acked)
+	}
+	h := Header{LSN: lsn, Epoch: l.epoch, Acked: acked, Length: uint32(n), Count: uint32(len(reqs)), Prev: l.chain}
+	w := &l.w
+	w.start(l.off + int64(l.ring.pos(lsn)))
+	for _, r := range reqs {
+		for i := range r.writes {
+			w.record(&r.writes[i], i == len(r.writes)-1)
+		}
+	}
+	w.zero(n - HeaderSize - size)
+	h.BodyCRC = w.crc
+	w.finish(&h)
+	if err := l.mem.Fence(); err != nil {
+		return 0, fmt.Errorf("journal: segment at LSN %d: %w", lsn, err)
+	}
+	l.chain = h.CRC
+	l.end.Store(uint64(h.End()))
+	return h.End(), nil
+}
+
+// pad fills the ring from lsn to its end. The fence of the segment behind it
+// covers it as well.
+func (l *Log) pad(lsn LSN, n int, acked LSN) LSN {
+	h := Header{LSN: lsn, Epoch: l.epoch, Acked: acked, Length: uint32(n), Prev: l.chain, Pad: true}
+	l.placePad(&h)
+	return h.End()
+}
+
+func (l *Log) placePad(h *Header) {
+	b := l.w.buf[:HeaderSize]
+	h.encode(b)
+	p := l.off + int64(l.ring.pos(h.LSN))
+	l.mem.Copy(p, b)
+	l.mem.Zero(p+HeaderSize, int64(h.Length)-HeaderSize)
+	l.chain = h.CRC
+}
+
+// Place copies p, a piece of a segment that the peer wrote, to lsn in the
+// ring: scratch until Accept.
+func (l *Log) Place(lsn LSN, p []byte) { l.mem.Copy(l.off+int64(l.ring.pos(lsn)), p) }
+
+// Window is the ring's memory for n bytes from lsn on, to receive into. What
+// arrived there needs a Flush.
+func (l *Log) Window(lsn LSN, n int) []byte {
+	return l.mem.Window(l.off+int64(l.ring.pos(lsn)), int64(n))
+}
+
+// Flush writes back what was received into a Window.
+func (l *Log) Flush(lsn LSN, n int) { l.mem.Flush(l.off+int64(l.ring.pos(lsn)), int64(n)) }
+
+// PlacePad places the padding segment with header h and zeros behind it.
+func (l *Log) PlacePad(h Header) { chain := l.chain; l.placePad(&h); l.chain = chain }
+
+// Fence makes durable what was placed and flushed, and moves End to end,
+// behind a segment whose header has checksum chain. The caller has verified
+// all segments up to there.
+func (l *Log) Fence(end LSN, chain uint32) error {
+	if err := l.mem.Fence(); err != nil {
+		return fmt.Errorf("journal: received log up to LSN %d: %w", end, err)
+	}
+	l.Reset(end, chain)
+	return nil
+}
+
+// Trust flushes and fences [from, to): bytes that are visible after a crash
+// may never have been durable.
+func (l *Log) Trust(from, to LSN) error {
+	for from < to {
+		n := min(int(to-from), l.ring.contiguous(from))
+		l.Flush(from, n)
+		from += LSN(n)
+	}
+	return l.mem.Fence()
+}
+
+// writer assembles a segment: small pieces in a buffer, so that a line is
+// flushed once, large ones straight from the caller's memory. Its first
+// HeaderSize bytes are the header's, written last.
+type writer struct {
+	mem  pmem.Memory
+	head int64 // region offset of the segment
+	pos  int64 // region offset of buf[0], on a line
+	n    int   // bytes in buf
+	crc  uint32
+	buf  [8 << 10]byte
+}
+
+// direct is the size from which bytes go straight to the ring; chunk is how
+// much is checksummed and then copied while it is in the cache.
+const (
+	direct = 4 << 10
+	chunk  = 64 << 10
+)
+
+func (w *writer) start(pos int64) {
+	w.head, w.pos, w.n, w.crc = pos, pos, HeaderSize, 0
+}
+
+func (w *writer) record(wr *Write, last bool) {
+	if w.n+RecordHeaderSize > len(w.buf) {
+		w.spill()
+	}
+	b := w.buf[w.n:]
+	putRecordHeader(b, wr, last)
+	w.crc = crc32c.Update(w.crc, b[:RecordHeaderSize])
+	w.n += RecordHeaderSize
+	w.write(wr.Data)
+	w.zero(-len(wr.Data) & (recordAlign - 1))
+}
+
+func (w *writer) write(p []byte) {
+	if len(p) < direct {
+		w.crc = crc32c.Update(w.crc, p)
+		w.stage(p)
+		return
+	}
+	if k := -w.n & (pmem.LineSize - 1); k != 0 {
+		w.crc = crc32c.Update(w.crc, p[:k])
+		w.stage(p[:k])
+		p = p[k:]
+	}
+	w.spill()
+	for len(p) >= pmem.LineSize {
+		k := min(len(p)&^(pmem.LineSize-1), chunk)
+		w.crc = crc32c.Update(w.crc, p[:k])
+		w.mem.Copy(w.pos, p[:k])
+		w.pos += int64(k)
+		p = p[k:]
+	}
+	w.crc = crc32c.Update(w.crc, p)
+	w.stage(p)
+}
+
+var zeros [pmem.LineSize]byte
+
+// zero appends n < 64 zero bytes.
+func (w *writer) zero(n int) {
+	if n != 0 {
+		w.crc = crc32c.Update(w.crc, zeros[:n])
+		w.stage(zeros[:n])
+	}
+}
+
+func (w *writer) stage(p []byte) {
+	for {
+		k := copy(w.buf[w.n:], p)
+		w.n += k
+		p = p[k:]
+		if len(p) == 0 {
+			return
+		}
+		w.spill()
+	}
+}
+
+// spill copies the whole lines in buf to the ring; a part of a line stays.
+func (w *writer) spill() {
+	lines := w.n &^ (pmem.LineSize - 1)
+	from := 0
+	if w.pos == w.head {
+		from = min(HeaderSize, lines)
+	}
+	if lines > from {
+		w.mem.Copy(w.pos+int64(from), w.buf[from:lines])
+	}
+	w.n = copy(w.buf[:], w.buf[lines:w.n])
+	w.pos += int64(lines)
+}
+
+// finish writes the rest and the header. The segment's length is in whole
+// lines, so nothing stays behind.
+func (w *writer) finish(h *Header) {
+	if w.pos == w.head {
+		h.encode(w.buf[:])
+		w.mem.Copy(w.head, w.buf[:w.n])
+		return
+	}
+	w.mem.Copy(w.pos, w.buf[:w.n])
+	h.encode(w.buf[:])
+	w.mem.Copy(w.head, w.buf[:HeaderSize])
+}

@@ -1,0 +1,347 @@
+package nvmmirror
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// The metadata of a region stands twice, at file offsets 0 and 2 MiB. A copy:
+//
+//	  0  magic        8 bytes "NVMMIRR\x00"
+//	  8  version      u32  1
+//	 12  length       u32  of the copy, its checksum included
+//	 16  generation   u64  grows with every change; recovery takes the newest
+//	 24  compat       u64  features that an older program may ignore
+//	 32  incompat     u64  features without which the region must not be opened
+//	 40  ro compat    u64  features without which it must not be written
+//	 48  lineage      16 bytes, a UUID; 0: blank
+//	 64  node         u64  this node's id
+//	 72  peer         u64  the last peer's id
+//	 80  class        u32  device class at creation
+//	 84  flags        u32  1 primary, 2 title, 4 alone on peer loss, 8 closed cleanly, 16 inconsistent
+//	 88  block size   u32  4096
+//	 92  history      u32  number of entries
+//	 96  journal      u64 offset, u64 length in the file
+//	112  block table  u64 offset, u64 length
+//	128  data         u64 offset, u64 length
+//	144  size         u64  of the volume
+//	152  ring base    u64  LSN at the start of the journal area
+//	160  checkpoint   u64  LSN from which recovery reads the journal
+//	168               u64, u64  epoch (counter, node) in force there
+//	184               u32  CRC field of the segment before it
+//	188  lease        u32  read lease in milliseconds
+//	192  acked        u64  LSN known to be acknowledged by all required nodes
+//	200  resync       u64  LSN where the log starts over (flag 16)
+//	208               u64  ring base
+//	216               u64, u64  epoch
+//	232               u32  CRC field of the segment before it
+//	236  reserved     u32
+//	240  shutdowns    u64  dirty-shutdown count of the device when it was opened
+//	248  reserved     u64
+//	256  history      per entry: u64 counter, u64 node, u64 start, u32 flags (1 peer in, 2 async), u32 reserved
+//	...  CRC          u32  CRC32C of all before it
+//
+// All integers are little-endian. A change is written to copy A, fenced, then
+// to copy B, fenced, and only then acted upon. So a torn write leaves the other
+// copy, and one flipped bit never revives an older state.
+const (
+	metaVersion  = 1
+	metaFixed    = 256
+	metaEntry    = 32
+	metaMax      = metaFixed + journal.MaxHistory*metaEntry + 4
+	metaArea     = pmem.AreaAlign
+	blockSize    = replicate.BlockSize
+	tableEntry   = 16
+	entryPeerIn  = 1
+	entryAsync   = 2
+	flagPrimary  = 1
+	flagTitle    = 2
+	flagAlone    = 4
+	flagClean    = 8
+	flagResync   = 16
+	knownFlags   = flagPrimary | flagTitle | flagAlone | flagClean | flagResync
+	magicVersion = 12 // bytes that are never laid out differently
+)
+
+var metaMagic = [8]byte{'N', 'V', 'M', 'M', 'I', 'R', 'R', 0}
+
+// extent is an area of the file.
+type extent struct{ Off, Len int64 }
+
+func (e extent) end() int64 { return e.Off + e.Len }
+
+// checkpoint is where recovery starts to read the journal.
+type checkpoint struct {
+	LSN   journal.LSN
+	Epoch journal.Epoch
+	Chain uint32
+}
+
+// metadata is everything that a copy holds.
+type metadata struct {
+	Generation uint64
+	Compat     uint64
+	Incompat   uint64
+	ROCompat   uint64
+	Class      pmem.Class
+	Clean      bool
+	Journal    extent
+	Table      extent
+	Data       extent
+	Size       int64
+	RingBase   journal.LSN
+	Checkpoint checkpoint
+	Shutdowns  uint64
+	State      replicate.State
+}
+
+func (m *metadata) encode(b []byte) []byte {
+	n := metaFixed + len(m.State.History)*metaEntry + 4
+	b = b[:n]
+	clear(b)
+	le := binary.LittleEndian
+	st := &m.State
+	var flags uint32
+	set := func(on bool, f uint32) {
+		if on {
+			flags |= f
+		}
+	}
+	set(st.Role == replicate.Primary, flagPrimary)
+	set(st.Title, flagTitle)
+	set(st.Alone, flagAlone)
+	set(m.Clean, flagClean)
+	set(st.Resync != nil, flagResync)
+	copy(b, metaMagic[:])
+	le.PutUint32(b[8:], metaVersion)
+	le.PutUint32(b[12:], uint32(n))
+	le.PutUint64(b[16:], m.Generation)
+	le.PutUint64(b[24:], m.Compat)
+	le.PutUint64(b[32:], m.Incompat)
+	le.PutUint64(b[40:], m.ROCompat)
+	copy(b[48:], st.Lineage[:])
+	le.PutUint64(b[64:], st.Node)
+	le.PutUint64(b[72:], st.Peer)
+	le.PutUint32(b[80:], uint32(m.Class))
+	le.PutUint32(b[84:], flags)
+	le.PutUint32(b[88:], blockSize)
+	le.PutUint32(b[92:], uint32(len(st.History)))
+	for i, e := range []extent{m.Journal, m.Table, m.Data} {
+		le.PutUint64(b[96+16*i:], uint64(e.Off))
+		le.PutUint64(b[104+16*i:], uint64(e.Len))
+	}
+	le.PutUint64(b[144:], uint64(m.Size))
+	le.PutUint64(b[152:], uint64(m.RingBase))
+	le.PutUint64(b[160:], uint64(m.Checkpoint.LSN))
+	le.PutUint64(b[168:], m.Checkpoint.Epoch.Counter)
+	le.PutUint64(b[176:], m.Checkpoint.Epoch.Node)
+	le.PutUint32(b[184:], m.Checkpoint.Chain)
+	le.PutUint32(b[188:], uint32(st.Lease/time.Millisecond))
+	le.PutUint64(b[192:], uint64(st.Acked))
+	if r := st.Resync; r != nil {
+		le.PutUint64(b[200:], uint64(r.Fork))
+		le.PutUint64(b[208:], uint64(r.Base))
+		le.PutUint64(b[216:], r.Epoch.Counter)
+		le.PutUint64(b[224:], r.Epoch.Node)
+		le.PutUint32(b[232:], r.Chain)
+	}
+	le.PutUint64(b[240:], m.Shutdowns)
+	for i, e := range st.History {
+		h := b[metaFixed+i*metaEntry:]
+		le.PutUint64(h, e.Epoch.Counter)
+		le.PutUint64(h[8:], e.Epoch.Node)
+		le.PutUint64(h[16:], uint64(e.Start))
+		var f uint32
+		if e.PeerIn {
+			f |= entryPeerIn
+		}
+		if e.Async {
+			f |= entryAsync
+		}
+		le.PutUint32(h[24:], f)
+	}
+	le.PutUint32(b[n-4:], crc32c.Sum(b[:n-4]))
+	return b
+}
+
+// Errors of one copy.
+var (
+	errNoMagic   = errors.New("no nvmmirror metadata")
+	errMetaCRC   = errors.New("metadata checksum does not match")
+	errMetaShort = errors.New("metadata is cut off")
+)
+
+// NewerError: the region was written by a newer program.
+type NewerError struct{ Detail string }
+
+func (e *NewerError) Error() string {
+	return "the region needs a newer nvmmirror (" + e.Detail + "); upgrade this program"
+}
+
+// decodeMetadata decodes one copy. Length and checksum keep their places in
+// every version, so that a newer version is told apart from corruption.
+func decodeMetadata(b []byte) (*metadata, error) {
+	le := binary.LittleEndian
+	if len(b) < metaFixed+4 {
+		return nil, errMetaShort
+	}
+	if [8]byte(b) != metaMagic {
+		return nil, errNoMagic
+	}
+	n := int64(le.Uint32(b[12:]))
+	if n < metaFixed+4 || n > int64(len(b)) {
+		return nil, errMetaShort
+	}
+	b = b[:n]
+	if crc32c.Sum(b[:n-4]) != le.Uint32(b[n-4:]) {
+		return nil, errMetaCRC
+	}
+	if v := le.Uint32(b[8:]); v != metaVersion {
+		return nil, &NewerError{fmt.Sprintf("metadata version %d, this program knows %d", v, metaVersion)}
+	}
+	m := &metadata{
+		Generation: le.Uint64(b[16:]), Compat: le.Uint64(b[24:]), Incompat: le.Uint64(b[32:]), ROCompat: le.Uint64(b[40:]),
+		Class: pmem.Class(le.Uint32(b[80:])), Size: int64(le.Uint64(b[144:])), RingBase: journal.LSN(le.Uint64(b[152:])),
+		Checkpoint: checkpoint{
+			LSN:   journal.LSN(le.Uint64(b[160:])),
+			Epoch: journal.Epoch{Counter: le.Uint64(b[168:]), Node: le.Uint64(b[176:])},
+			Chain: le.Uint32(b[184:]),
+		},
+		Shutdowns: le.Uint64(b[240:]),
+	}
+	if m.Incompat != 0 || m.ROCompat != 0 {
+		return nil, &NewerError{fmt.Sprintf("feature bits %#x and %#x are unknown here", m.Incompat, m.ROCompat)}
+	}
+	flags := le.Uint32(b[84:])
+	m.Clean = flags&flagClean != 0
+	st := &m.State
+	copy(st.Lineage[:], b[48:])
+	st.Node, st.Peer = le.Uint64(b[64:]), le.Uint64(b[72:])
+	if flags&flagPrimary != 0 {
+		st.Role = replicate.Primary
+	}
+	st.Title, st.Alone = flags&flagTitle != 0, flags&flagAlone != 0
+	st.Lease = time.Duration(le.Uint32(b[188:])) * time.Millisecond
+	st.Acked = journal.LSN(le.Uint64(b[192:]))
+	if flags&flagResync != 0 {
+		st.Resync = &replicate.Resync{
+			Fork: journal.LSN(le.Uint64(b[200:])), Base: journal.LSN(le.Uint64(b[208:])),
+			Epoch: journal.Epoch{Counter: le.Uint64(b[216:]), Node: le.Uint64(b[224:])},
+			Chain: le.Uint32(b[232:]),
+		}
+	}
+	for i, e := range []*extent{&m.Journal, &m.Table, &m.Data} {
+		e.Off, e.Len = int64(le.Uint64(b[96+16*i:])), int64(le.Uint64(b[104+16*i:]))
+	}
+	count := int64(le.Uint32(b[92:]))
+	if flags&^knownFlags != 0 || le.Uint32(b[88:]) != blockSize || n != metaFixed+count*metaEntry+4 {
+		return nil, fmt.Errorf("metadata is consistent but makes no sense: flags %#x, block size %d, %d epochs in %d bytes", flags, le.Uint32(b[88:]), count, n)
+	}
+	for i := range int(count) {
+		h := b[metaFixed+i*metaEntry:]
+		f := le.Uint32(h[24:])
+		st.History = append(st.History, journal.Entry{
+			Epoch: journal.Epoch{Counter: le.Uint64(h), Node: le.Uint64(h[8:])}, Start: journal.LSN(le.Uint64(h[16:])),
+			PeerIn: f&entryPeerIn != 0, Async: f&entryAsync != 0,
+		})
+	}
+	return m, m.validate()
+}
+
+// validate checks what the checksum cannot: that the fields fit together.
+func (m *metadata) validate() error {
+	if err := m.State.History.Validate(); err != nil {
+		return err
+	}
+	at := int64(2 * metaArea)
+	for _, e := range []extent{m.Journal, m.Table, m.Data} {
+		if e.Off != at || e.Len <= 0 || e.Len%pmem.AreaAlign != 0 || e.end() < e.Off {
+			return fmt.Errorf("area at %d of %d bytes where one should start at %d", e.Off, e.Len, at)
+		}
+		at = e.end()
+	}
+	if m.Size <= 0 || m.Size%blockSize != 0 || m.Size > m.Data.Len || m.Size/blockSize*tableEntry > m.Table.Len {
+		return fmt.Errorf("volume of %d bytes in a data area of %d, a block table of %d", m.Size, m.Data.Len, m.Table.Len)
+	}
+	if m.Checkpoint.LSN%journal.Align != 0 || m.RingBase%journal.Align != 0 || m.Checkpoint.LSN < m.RingBase {
+		return fmt.Errorf("checkpoint at LSN %d in a ring that starts at %d", m.Checkpoint.LSN, m.RingBase)
+	}
+	return nil
+}
+
+// layout computes the areas of a region.
+func layout(size, journalSize int64) *metadata {
+	up := func(n int64) int64 { return (n + pmem.AreaAlign - 1) / pmem.AreaAlign * pmem.AreaAlign }
+	m := &metadata{Size: size}
+	m.Journal = extent{2 * metaArea, journalSize}
+	m.Table = extent{m.Journal.end(), up(size / blockSize * tableEntry)}
+	m.Data = extent{m.Table.end(), up(size)}
+	return m
+}
+
+// copies is the state of the two metadata copies of a region.
+type copies struct {
+	meta   *metadata
+	err    [2]error // of each copy
+	repair bool     // one of them is not the newest
+}
+
+// readMetadata reads both copies and takes the newest valid one.
+func readMetadata(mem []byte) (copies, error) {
+	var c copies
+	var m [2]*metadata
+	for i := range m {
+		off := i * metaArea
+		if len(mem) < off+metaMax {
+			c.err[i] = errMetaShort
+			continue
+		}
+		m[i], c.err[i] = decodeMetadata(mem[off : off+metaMax])
+	}
+	for i := range m {
+		var newer *NewerError
+		if errors.As(c.err[i], &newer) && (m[1-i] == nil || c.err[1-i] != nil) {
+			return c, newer
+		}
+	}
+	switch {
+	case c.err[0] == nil && c.err[1] == nil:
+		c.meta = m[0]
+		if m[1].Generation > m[0].Generation {
+			c.meta = m[1]
+		}
+		c.repair = m[0].Generation != m[1].Generation
+	case c.err[0] == nil:
+		c.meta, c.repair = m[0], true
+	case c.err[1] == nil:
+		c.meta, c.repair = m[1], true
+	case errors.Is(c.err[0], errNoMagic) && errors.Is(c.err[1], errNoMagic), len(mem) < metaMax:
+		return c, ErrNotRegion
+	default:
+		return c, &CorruptError{What: "both metadata copies", Detail: fmt.Sprintf("A: %v; B: %v", c.err[0], c.err[1])}
+	}
+	return c, nil
+}
+
+// writeMetadata writes m with the next generation to both copies. m is
+// unchanged where it fails.
+func writeMetadata(mem pmem.Memory, m *metadata) error {
+	next := *m
+	next.Generation++
+	b := next.encode(make([]byte, metaMax))
+	for i := range int64(2) {
+		mem.Copy(i*metaArea, b)
+		if err := mem.Fence(); err != nil {
+			return fmt.Errorf("metadata: %w", err)
+		}
+	}
+	m.Generation = next.Generation
+	return nil
+}

@@ -1,0 +1,201 @@
+package nvmmirror
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// node is the volume as replication sees it.
+type node Volume
+
+var _ replicate.Node = (*node)(nil)
+
+func (n *node) v() *Volume { return (*Volume)(n) }
+
+func (n *node) Memory() pmem.Memory           { return n.mem }
+func (n *node) Log() *journal.Log             { return n.journal }
+func (n *node) Committer() *journal.Committer { return n.committer }
+func (n *node) Checkpoint() LSN               { return n.v().Checkpoint() }
+func (n *node) Applied() LSN                  { return n.v().Applied() }
+func (n *node) Apply(upTo LSN) error          { return n.v().apply(upTo) }
+func (n *node) Damaged() bool                 { return n.damaged.Load() && n.journal.End() < n.redoUntil }
+func (n *node) Geometry() replicate.Geometry  { return n.v().geometry() }
+func (v *Volume) geometry() replicate.Geometry {
+	return replicate.Geometry{Size: v.meta.Size, Journal: v.meta.Journal.Len, Block: blockSize}
+}
+
+func (n *node) State() replicate.State {
+	n.metaMu.Lock()
+	defer n.metaMu.Unlock()
+	return n.meta.State
+}
+
+func (n *node) Update(f func(*replicate.State) error) error {
+	return n.v().updateMeta(func(m *metadata) error {
+		m.State = m.State.Clone()
+		return f(&m.State)
+	})
+}
+
+// Truncate drops the log from lsn on. The history, durable before, gives
+// another epoch to lsn, or the log is shipped again from there as it was: so
+// what is dropped cannot come back.
+func (n *node) Truncate(lsn LSN, chain uint32) error {
+	if lsn < n.Applied() {
+		return fmt.Errorf("the log was applied up to LSN %d, it cannot be cut at %d", n.Applied(), lsn)
+	}
+	n.journal.Reset(lsn, chain)
+	return nil
+}
+
+// ReadBlocks reads and verifies blocks while nothing is applied.
+func (n *node) ReadBlocks(first uint32, dst []byte, info []replicate.BlockInfo) (applied LSN, err error) {
+	defer pmem.Recover(n.mem, pmem.Arm(), &err)
+	n.applyMu.RLock()
+	defer n.applyMu.RUnlock()
+	if n.copying {
+		return 0, errors.New("this node is inconsistent")
+	}
+	for i := range info {
+		b := int64(first) + int64(i)
+		e, ok := n.table.get(b)
+		p := dst[i*blockSize:][:blockSize]
+		copy(p, n.v().block(b))
+		if !ok || crc32c.Sum(p) != e.crc {
+			return 0, &CorruptError{What: fmt.Sprintf("block %d", b), Detail: "checksum does not match"}
+		}
+		info[i] = replicate.BlockInfo{LSN: e.lsn, CRC: e.crc, Unverified: n.unverified.has(b)}
+	}
+	return n.Applied(), nil
+}
+
+// StartCopy makes the node inconsistent, durably, before the first block of a
+// full copy is overwritten, and starts the log over.
+func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
+	v := n.v()
+	v.ckptMu.Lock() // no checkpoint may come between
+	defer v.ckptMu.Unlock()
+	err := v.updateMeta(func(m *metadata) error {
+		m.State = m.State.Clone()
+		f(&m.State)
+		m.State.Resync = &r
+		m.State.Acked = 0
+		m.RingBase = r.Base
+		m.Checkpoint = checkpoint{LSN: r.Fork, Epoch: r.Epoch, Chain: r.Chain}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	v.journal.Rebase(r.Base)
+	v.journal.Reset(r.Fork, r.Chain)
+	v.chain = r.Chain
+	v.applied.Store(uint64(r.Fork))
+	v.checkpointed.Store(uint64(r.Fork))
+	v.copying = true
+	v.damaged.Store(false)
+	v.redoUntil = 0
+	clear(v.unverified)
+	v.unverifieds.Store(0)
+	clear(v.bad)
+	return nil
+}
+
+// CopyBlocks stores blocks of a full copy.
+func (n *node) CopyBlocks(first uint32, src []byte, info []replicate.BlockInfo) (err error) {
+	defer pmem.Recover(n.mem, pmem.Arm(), &err)
+	n.applyMu.Lock()
+	defer n.applyMu.Unlock()
+	for i, in := range info {
+		b := int64(first) + int64(i)
+		n.mem.Copy(n.meta.Data.Off+b*blockSize, src[i*blockSize:][:blockSize])
+		n.table.set(b, entry{in.LSN, in.CRC})
+		n.dirty.add(b)
+	}
+	return nil
+}
+
+// FinishCopy makes durable what was copied and applied, moves the checkpoint
+// past it, and clears the record in the same change.
+func (n *node) FinishCopy() (err error) {
+	v := n.v()
+	v.ckptMu.Lock()
+	defer v.ckptMu.Unlock()
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	v.flushBlocks(v.dirty)
+	if err := v.mem.Fence(); err != nil {
+		return v.fail(err)
+	}
+	c := checkpoint{LSN: v.Applied(), Chain: v.chain}
+	err = v.updateMeta(func(m *metadata) error {
+		e, _ := m.State.History.At(c.LSN)
+		c.Epoch = e.Epoch
+		m.Checkpoint = c
+		m.State = m.State.Clone()
+		m.State.Resync = nil
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	clear(v.dirty)
+	v.copying = false
+	v.checkpointed.Store(uint64(c.LSN))
+	return nil
+}
+
+func (n *node) Repaired(block uint32, data []byte, info replicate.BlockInfo, applied LSN, err error) {
+	if err == nil {
+		err = n.v().takeRepair(int64(block), data, info, applied)
+	}
+	if errors.Is(err, errRetryRepair) {
+		err = nil // the reader looks again, and asks again
+	}
+	n.v().answerRepair(int64(block), err)
+}
+
+// sink is the volume as its committer sees it.
+type sink Volume
+
+func (s *sink) Progress() (acked, limit LSN) {
+	if s.pair == nil || s.failed.Load() != nil {
+		return 0, 0
+	}
+	return s.pair.Progress()
+}
+
+func (s *sink) Apply(upTo LSN) error { return (*Volume)(s).apply(upTo) }
+
+func (s *sink) Wait(d time.Duration) {
+	if s.pair.Wait(d) {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-s.wake:
+	case <-t.C:
+	}
+}
+
+func (s *sink) Wake() {
+	s.pair.Wake()
+	(*Volume)(s).wakeDriver()
+}
+
+func (v *Volume) wakeDriver() {
+	select {
+	case v.wake <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,162 @@
+package nvmmirror
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/nvmmirror/nvmmirror/replicate"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
+)
+
+// Ack says when a commit is acknowledged.
+type Ack string
+
+const (
+	// AckBoth: after it is durable on both nodes.
+	AckBoth Ack = "both"
+	// AckAsync: after it is durable here. A failover loses what the peer did
+	// not get yet.
+	AckAsync Ack = "async"
+)
+
+// OnPeerLoss says what a primary does when its peer is lost.
+type OnPeerLoss string
+
+const (
+	// Block: commits wait. The peer holds the title and can be promoted.
+	Block OnPeerLoss = "block"
+	// Alone: go on alone. This node holds the title, the peer cannot be
+	// promoted unless it is forced.
+	Alone OnPeerLoss = "alone"
+)
+
+// Options say how to open a volume.
+type Options struct {
+	Ack        Ack        // "": both
+	OnPeerLoss OnPeerLoss // "": block
+	Peer       *Peer      // nil: standalone
+	Logger     *zap.Logger
+}
+
+// Peer is the other node of a pair.
+type Peer struct {
+	Listen   string        // own address and port, such as "10.0.0.1:7447"
+	Address  string        // the peer's
+	Key      []byte        // of TCP_MD5SIG, at most 80 bytes, the same on both nodes
+	Timeout  time.Duration // after which the peer counts as lost; 0: 1s
+	BusyPoll time.Duration // before a wait for the peer sleeps; 0: 50µs, negative: none
+	// Transport replaces TCP_MD5SIG; Key is then unused.
+	Transport transport.Transport
+}
+
+const (
+	defaultTimeout  = time.Second
+	defaultBusyPoll = 50 * time.Microsecond
+	minTimeout      = 50 * time.Millisecond
+	maxTimeout      = 10 * time.Minute
+)
+
+func (o Options) withDefaults() (Options, error) {
+	if o.Ack == "" {
+		o.Ack = AckBoth
+	}
+	if o.OnPeerLoss == "" {
+		o.OnPeerLoss = Block
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.Ack != AckBoth && o.Ack != AckAsync {
+		return o, fmt.Errorf("ack is %q, not both or async", o.Ack)
+	}
+	if o.OnPeerLoss != Block && o.OnPeerLoss != Alone {
+		return o, fmt.Errorf("on_peer_loss is %q, not block or alone", o.OnPeerLoss)
+	}
+	if o.Peer != nil {
+		p := *o.Peer
+		if p.Timeout == 0 {
+			p.Timeout = defaultTimeout
+		}
+		if p.BusyPoll == 0 {
+			p.BusyPoll = defaultBusyPoll
+		}
+		if p.Timeout < minTimeout || p.Timeout > maxTimeout {
+			return o, fmt.Errorf("peer timeout is %v, not from %v to %v", p.Timeout, minTimeout, maxTimeout)
+		}
+		o.Peer = &p
+	}
+	return o, nil
+}
+
+func (o *Options) timeout() time.Duration {
+	if o.Peer == nil {
+		return defaultTimeout
+	}
+	return o.Peer.Timeout
+}
+
+func (o *Options) busyPoll() time.Duration {
+	if o.Peer == nil {
+		return 0
+	}
+	return max(0, o.Peer.BusyPoll)
+}
+
+// pairConfig resolves the peer's addresses and makes the transport.
+func (o *Options) pairConfig(log *zap.Logger) (replicate.Config, error) {
+	c := replicate.Config{
+		Async: o.Ack == AckAsync, Alone: o.OnPeerLoss == Alone,
+		Timeout: o.timeout(), BusyPoll: o.busyPoll(), Log: log,
+	}
+	if o.Peer == nil {
+		return c, nil
+	}
+	var err error
+	if c.Listen, err = netip.ParseAddrPort(o.Peer.Listen); err != nil {
+		return c, fmt.Errorf("listen address: %w", err)
+	}
+	if c.Peer, err = netip.ParseAddrPort(o.Peer.Address); err != nil {
+		return c, fmt.Errorf("peer address: %w", err)
+	}
+	if c.Listen.Addr().IsUnspecified() || c.Peer.Addr().IsUnspecified() || c.Peer.Port() == 0 {
+		return c, fmt.Errorf("listen %v and peer %v must be definite addresses: connections are made from the one to the other", c.Listen, c.Peer)
+	}
+	if c.Listen.Addr().Is4() != c.Peer.Addr().Is4() {
+		return c, fmt.Errorf("listen %v and peer %v are not of one address family", c.Listen, c.Peer)
+	}
+	if c.Listen == c.Peer {
+		return c, fmt.Errorf("listen and peer are both %v: a node cannot be its own peer", c.Listen)
+	}
+	if c.Transport = o.Peer.Transport; c.Transport != nil {
+		return c, nil
+	}
+	c.Transport, err = transport.NewMD5Sig(c.Peer.Addr(), o.Peer.Key, transport.Options{UserTimeout: o.Peer.Timeout})
+	if err != nil {
+		return c, err
+	}
+	start, err := transport.ReadCounters()
+	if err != nil {
+		return c, err
+	}
+	c.Diagnose = func() string {
+		now, err := transport.ReadCounters()
+		if err != nil {
+			return ""
+		}
+		return now.Sub(start).Diagnose()
+	}
+	return c, nil
+}
+
+// md5Failures is the kernel's count of segments whose signature did not match,
+// in this network namespace; 0 where it cannot be read.
+func (o *Options) md5Failures() uint64 {
+	c, err := transport.ReadCounters()
+	if err != nil || o.Peer == nil {
+		return 0
+	}
+	return c.MD5Failure
+}

@@ -1,0 +1,146 @@
+#include "textflag.h"
+
+// Non-temporal copies: whole cache lines that do not pass through the cache.
+// They are ordered only by a later SFENCE. n is a multiple of 64 and not 0;
+// dst is 64-aligned; src need not be.
+
+// func copyLines64(dst, src unsafe.Pointer, n uintptr)
+TEXT ·copyLines64(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), DI
+	MOVQ src+8(FP), SI
+	MOVQ n+16(FP), CX
+	CMPQ CX, $512
+	JB   tail
+
+block:
+	VMOVDQU64 (SI), Z16
+	VMOVDQU64 64(SI), Z17
+	VMOVDQU64 128(SI), Z18
+	VMOVDQU64 192(SI), Z19
+	VMOVDQU64 256(SI), Z20
+	VMOVDQU64 320(SI), Z21
+	VMOVDQU64 384(SI), Z22
+	VMOVDQU64 448(SI), Z23
+	VMOVNTDQ  Z16, (DI)
+	VMOVNTDQ  Z17, 64(DI)
+	VMOVNTDQ  Z18, 128(DI)
+	VMOVNTDQ  Z19, 192(DI)
+	VMOVNTDQ  Z20, 256(DI)
+	VMOVNTDQ  Z21, 320(DI)
+	VMOVNTDQ  Z22, 384(DI)
+	VMOVNTDQ  Z23, 448(DI)
+	ADDQ $512, SI
+	ADDQ $512, DI
+	SUBQ $512, CX
+	CMPQ CX, $512
+	JAE  block
+
+tail:
+	TESTQ CX, CX
+	JZ    done
+
+line:
+	VMOVDQU64 (SI), Z16
+	VMOVNTDQ  Z16, (DI)
+	ADDQ $64, SI
+	ADDQ $64, DI
+	SUBQ $64, CX
+	JNZ  line
+
+done:
+	VZEROUPPER
+	RET
+
+// func copyLines32(dst, src unsafe.Pointer, n uintptr)
+TEXT ·copyLines32(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), DI
+	MOVQ src+8(FP), SI
+	MOVQ n+16(FP), CX
+	CMPQ CX, $512
+	JB   tail
+
+block:
+	VMOVDQU (SI), Y0
+	VMOVDQU 32(SI), Y1
+	VMOVDQU 64(SI), Y2
+	VMOVDQU 96(SI), Y3
+	VMOVDQU 128(SI), Y4
+	VMOVDQU 160(SI), Y5
+	VMOVDQU 192(SI), Y6
+	VMOVDQU 224(SI), Y7
+	VMOVDQU 256(SI), Y8
+	VMOVDQU 288(SI), Y9
+	VMOVDQU 320(SI), Y10
+	VMOVDQU 352(SI), Y11
+	VMOVDQU 384(SI), Y12
+	VMOVDQU 416(SI), Y13
+	VMOVDQU 448(SI), Y14
+	VMOVDQU 480(SI), Y15
+	VMOVNTDQ Y0, (DI)
+	VMOVNTDQ Y1, 32(DI)
+	VMOVNTDQ Y2, 64(DI)
+	VMOVNTDQ Y3, 96(DI)
+	VMOVNTDQ Y4, 128(DI)
+	VMOVNTDQ Y5, 160(DI)
+	VMOVNTDQ Y6, 192(DI)
+	VMOVNTDQ Y7, 224(DI)
+	VMOVNTDQ Y8, 256(DI)
+	VMOVNTDQ Y9, 288(DI)
+	VMOVNTDQ Y10, 320(DI)
+	VMOVNTDQ Y11, 352(DI)
+	VMOVNTDQ Y12, 384(DI)
+	VMOVNTDQ Y13, 416(DI)
+	VMOVNTDQ Y14, 448(DI)
+	VMOVNTDQ Y15, 480(DI)
+	ADDQ $512, SI
+	ADDQ $512, DI
+	SUBQ $512, CX
+	CMPQ CX, $512
+	JAE  block
+
+tail:
+	TESTQ CX, CX
+	JZ    done
+
+line:
+	VMOVDQU (SI), Y0
+	VMOVDQU 32(SI), Y1
+	VMOVNTDQ Y0, (DI)
+	VMOVNTDQ Y1, 32(DI)
+	ADDQ $64, SI
+	ADDQ $64, DI
+	SUBQ $64, CX
+	JNZ  line
+
+done:
+	VZEROUPPER
+	RET
+
+// func copyLines8(dst, src unsafe.Pointer, n uintptr)
+TEXT ·copyLines8(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), DI
+	MOVQ src+8(FP), SI
+	MOVQ n+16(FP), CX
+
+line:
+	MOVQ    0(SI), AX
+	MOVQ    8(SI), BX
+	MOVQ    16(SI), DX
+	MOVQ    24(SI), R8
+	MOVNTIQ AX, 0(DI)
+	MOVNTIQ BX, 8(DI)
+	MOVNTIQ DX, 16(DI)
+	MOVNTIQ R8, 24(DI)
+	MOVQ    32(SI), AX
+	MOVQ    40(SI), BX
+	MOVQ    48(SI), DX
+	MOVQ    56(SI), R8
+	MOVNTIQ AX, 32(DI)
+	MOVNTIQ BX, 40(DI)
+	MOVNTIQ DX, 48(DI)
+	MOVNTIQ R8, 56(DI)
+	ADDQ    $64, SI
+	ADDQ    $64, DI
+	SUBQ    $64, CX
+	JNZ     line
+	RET

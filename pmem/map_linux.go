@@ -1,0 +1,156 @@
+package pmem
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	mmap "github.com/edsrzf/mmap-go"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// allocStep bounds one fallocate: tmpfs gives up and undoes the whole
+	// call when a signal arrives, and the Go runtime sends signals.
+	allocStep = 128 << 20
+	// faultStep is the piece in which prefaulting steps over bad pages.
+	faultStep = 2 << 20
+)
+
+// mapShared maps the first size bytes of f as its class needs it. DAX classes
+// need flags that mmap-go cannot pass.
+func mapShared(f *os.File, size int64, found finding) ([]byte, error) {
+	if size == 0 {
+		return nil, nil
+	}
+	if int64(int(size)) != size {
+		return nil, fmt.Errorf("pmem: %s has %d bytes, more than this platform can address", f.Name(), size)
+	}
+	var mem []byte
+	var err error
+	switch {
+	case found.class >= Cacheline && found.device:
+		// devdax is synchronous by nature; older kernels know no MAP_SYNC there.
+		mem, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	case found.class >= Cacheline:
+		mem, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED_VALIDATE|mapSync)
+	default:
+		mem, err = mmap.MapRegion(f, int(size), mmap.RDWR, 0, 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pmem: map %d bytes of %s: %w", size, f.Name(), err)
+	}
+	return mem, nil
+}
+
+// allocate backs [0, size) of f with storage, holes included, and makes f at
+// least size long. What is there already stays.
+func allocate(f *os.File, path string, size int64) error {
+	for off := int64(0); off < size; off += allocStep {
+		n := min(allocStep, size-off)
+		err := retry(func() error { return unix.Fallocate(int(f.Fd()), 0, off, n) })
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+			err = fillHoles(f, off, size)
+			if err == nil {
+				return nil
+			}
+		}
+		e := &AllocError{Path: path, Size: size, Free: -1, Err: err}
+		var fs unix.Statfs_t
+		if unix.Fstatfs(int(f.Fd()), &fs) == nil {
+			e.Free = int64(fs.Bavail) * int64(fs.Bsize)
+		}
+		return e
+	}
+	return nil
+}
+
+// fillHoles is allocate on a filesystem without fallocate: it writes zeros
+// where the file has no data yet.
+func fillHoles(f *os.File, off, size int64) error {
+	zeros := make([]byte, 1<<20)
+	for off < size {
+		hole, err := unix.Seek(int(f.Fd()), off, unix.SEEK_HOLE)
+		if err != nil {
+			// Past the end of a file that is shorter: all of the rest.
+			hole = off
+		}
+		if hole >= size {
+			return nil
+		}
+		end, err := unix.Seek(int(f.Fd()), hole, unix.SEEK_DATA)
+		if err != nil || end > size {
+			end = size
+		}
+		for hole < end {
+			n, err := f.WriteAt(zeros[:min(int64(len(zeros)), end-hole)], hole)
+			if err != nil {
+				return err
+			}
+			hole += int64(n)
+		}
+		off = end
+	}
+	return nil
+}
+
+// prefault makes every page of mem present, so that no store waits for a
+// page fault, during which the goroutine's P is held. A paged mapping is only
+// read in: a write fault would make every page dirty.
+//
+// Pages that cannot be made present (poison) are left out: the access that
+// meets one becomes a *FaultError, and what is stored there can be repaired.
+func prefault(mem []byte, class Class) error {
+	advice := unix.MADV_POPULATE_WRITE
+	if class == Paged {
+		advice = unix.MADV_POPULATE_READ
+	}
+	err := retry(func() error { return unix.Madvise(mem, advice) })
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EINVAL): // Linux before 5.14
+		for len(mem) > 0 {
+			n := min(len(mem), faultStep)
+			touch(mem[:n], class)
+			mem = mem[n:]
+		}
+		return nil
+	case !errors.Is(err, unix.EFAULT) && !errors.Is(err, unix.EHWPOISON):
+		return fmt.Errorf("pmem: prefault of %d bytes: %w", len(mem), err)
+	}
+	for len(mem) > 0 {
+		n := min(len(mem), faultStep)
+		err := retry(func() error { return unix.Madvise(mem[:n], advice) })
+		if err != nil && !errors.Is(err, unix.EFAULT) && !errors.Is(err, unix.EHWPOISON) {
+			return fmt.Errorf("pmem: prefault of %d bytes: %w", n, err)
+		}
+		mem = mem[n:]
+	}
+	return nil
+}
+
+// touch reads, or writes without a change, one word of every page of mem. It
+// stops at a page that faults.
+func touch(mem []byte, class Class) (err error) {
+	defer Recover(plain(mem), Arm(), &err)
+	for off := 0; off+4 <= len(mem); off += int(pageSize) {
+		word := (*uint32)(unsafe.Pointer(&mem[off]))
+		if class == Paged {
+			atomic.LoadUint32(word)
+		} else {
+			atomic.AddUint32(word, 0)
+		}
+	}
+	return nil
+}
+
+// plain is a mapping without a region.
+type plain []byte
+
+func (p plain) Bytes() []byte { return p }

@@ -1,0 +1,77 @@
+package nvmmirror
+
+import (
+	"go.uber.org/zap"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// recover finds the end of the log, makes durable what it accepts, and brings
+// the data up to date. It is idempotent: a crash within it changes nothing.
+//
+// A former primary whose peer was required applies only what is known to be
+// acknowledged: of the rest its peer may know nothing. It is neither applied
+// nor dropped until the handshake, or a decision to go on alone. A node whose
+// full copy has not finished applies nothing.
+func (v *Volume) recover() error {
+	m := &v.meta
+	ckpt := m.Checkpoint
+	v.chain = ckpt.Chain
+	v.applied.Store(uint64(ckpt.LSN))
+	v.checkpointed.Store(uint64(ckpt.LSN))
+	if r := m.State.Resync; r != nil {
+		v.journal.Reset(r.Fork, r.Chain)
+		v.journal.SetEpoch(r.Epoch)
+		v.chain = r.Chain
+		v.applied.Store(uint64(r.Fork))
+		v.checkpointed.Store(uint64(r.Fork))
+		v.copying = true
+		v.recovery = Recovery{From: r.Fork, End: r.Fork, Applied: r.Fork, Stop: "a full copy onto this node did not finish"}
+		v.log.Warn("inconsistent: a full copy onto this node did not finish", zap.String("region", v.path))
+		return nil
+	}
+	scan, err := journal.ScanFrom(v.journal.Ring(), m.State.History, ckpt.LSN, ckpt.Chain, m.State.Acked)
+	if err != nil {
+		return err
+	}
+	if err := v.journal.Trust(ckpt.LSN, scan.End); err != nil {
+		return err
+	}
+	v.journal.Reset(scan.End, scan.Chain)
+	last, _ := m.State.History.At(scan.End)
+	v.journal.SetEpoch(last.Epoch)
+	m.State.Acked = min(scan.Acked, scan.End)
+	v.recovery = Recovery{
+		Clean: m.Clean, From: scan.From, End: scan.End,
+		Segments: scan.Segments, Transactions: scan.Transactions, Stop: scan.Stop.Error(),
+	}
+	v.redoUntil = scan.End
+	if scan.Damage != nil {
+		v.damaged.Store(true)
+		v.redoUntil = max(scan.End, scan.Acked)
+		v.recovery.Damage = scan.Damage.Error()
+		v.log.Error("journal damaged", zap.String("region", v.path), zap.Error(scan.Damage))
+	}
+	if m.Clean {
+		v.redoUntil = 0
+	}
+	if err := v.apply(applyLimit(m, scan.End)); err != nil {
+		return err
+	}
+	v.recovery.Applied = v.Applied()
+	v.log.Info("recovered", zap.String("region", v.path), zap.Bool("clean", m.Clean),
+		zap.Uint64("from", uint64(scan.From)), zap.Uint64("end", uint64(scan.End)), zap.Uint64("applied", uint64(v.Applied())),
+		zap.Int("segments", scan.Segments), zap.Int("transactions", scan.Transactions), zap.String("stop", v.recovery.Stop))
+	return nil
+}
+
+// applyLimit is how far a recovering node may apply its log.
+func applyLimit(m *metadata, end LSN) LSN {
+	if m.State.Role == replicate.Primary {
+		if e, ok := m.State.History.At(end); ok && e.BothIn() {
+			return max(m.State.Acked, m.Checkpoint.LSN)
+		}
+	}
+	return end
+}

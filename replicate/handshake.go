@@ -1,0 +1,205 @@
+package replicate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+)
+
+// RefusedVerdict is a handshake that ended in refusal.
+type RefusedVerdict struct{ Verdict }
+
+func (e *RefusedVerdict) Error() string { return string(e.Rule) + ": " + e.Why }
+
+// side is this node as it presents itself.
+func (p *Pair) side() Side {
+	st := p.node.State()
+	end := p.node.Log().End()
+	acked := min(max(st.Acked, journal.LSN(p.peerAcked.Load())), end)
+	return Side{
+		Node: st.Node, Lineage: st.Lineage, Geometry: p.node.Geometry(), Role: st.Role, Title: st.Title,
+		History: st.History, End: end, Acked: acked, Applied: p.node.Applied(),
+		Inconsistent: st.Resync != nil, Damaged: p.node.Damaged(),
+	}
+}
+
+// readHello reads the peer's first message.
+func (s *session) readHello() error {
+	_, body, err := s.readMessage(msgHello)
+	if err != nil {
+		return err
+	}
+	var h hello
+	if err := unmarshal(msgHello, body, &h); err != nil {
+		return err
+	}
+	if err := h.History.Validate(); err != nil {
+		return &WireError{err.Error()}
+	}
+	if h.Node == 0 || h.Session == 0 || h.End%journal.Align != 0 {
+		return &WireError{fmt.Sprintf("hello of node %x, session %x, LSN %d", h.Node, h.Session, h.End)}
+	}
+	s.peer, s.nonce = h.Side, h.Session
+	return nil
+}
+
+// session runs a connection: handshake, then what was decided.
+func (p *Pair) session(s *session) error {
+	err := p.handshake(s)
+	var closed *ErrClosedByPeer
+	if errors.As(err, &closed) && closed.Reason == byeAgain {
+		return errAgain
+	}
+	if err != nil && !errors.As(err, &closed) && s.id != 0 {
+		why := err.Error()
+		switch {
+		case errors.Is(err, errAgain):
+			why = byeAgain
+		case errors.Is(err, context.Canceled):
+			why = "the node is changing its role or stopping"
+		}
+		s.bye(why)
+	}
+	return err
+}
+
+const byeAgain = "deciding again"
+
+func (p *Pair) handshake(s *session) error {
+	mine := p.side()
+	nonce := NewNodeID()
+	s.sendJSON(msgHello, hello{Side: mine, Session: nonce})
+	if s.dialed {
+		if err := s.readHello(); err != nil {
+			return err
+		}
+	}
+	if err := s.flush(); err != nil {
+		return err
+	}
+	s.id = nonce ^ s.nonce | 1
+	s.established.Store(true)
+	theirs := s.peer
+
+	common := Common(mine, theirs)
+	mine.Chain, mine.Known = p.chainAt(common)
+	var known uint64
+	if mine.Known {
+		known = 1
+	}
+	s.send(message{typ: msgChain, a: uint64(common), b: uint64(mine.Chain), c: known}, nil)
+	m, _, err := s.readMessage(msgChain)
+	if err != nil {
+		return err
+	}
+	if journal.LSN(m.a) != common {
+		return &WireError{fmt.Sprintf("common log up to LSN %d here, %d there", common, m.a)}
+	}
+	theirs.Chain, theirs.Known = uint32(m.b), m.c == 1
+
+	v := Decide(mine, theirs)
+	s.sendJSON(msgVerdict, verdict{Rule: v.Rule, From: v.From})
+	_, body, err := s.readMessage(msgVerdict)
+	if err != nil {
+		return err
+	}
+	var other verdict
+	if err := json.Unmarshal(body, &other); err != nil || other.Rule != v.Rule || other.From != v.From {
+		return &WireError{fmt.Sprintf("decided %s at LSN %d here, %s at %d there: run the same release on both nodes", v.Rule, v.From, other.Rule, other.From)}
+	}
+	p.mu.Lock()
+	p.verdict = v
+	p.mu.Unlock()
+	p.log.Info("handshake", zap.String("rule", string(v.Rule)), zap.Uint64("from", uint64(v.From)),
+		zap.Bool("source", v.Mine && v.Action >= Follow), zap.String("why", v.Why))
+
+	switch v.Action {
+	case Idle:
+		return p.idle(s, mine, v)
+	case Follow:
+		if v.Mine {
+			return p.lead(s, v)
+		}
+		return p.follow(s, v)
+	case Fetch:
+		if v.Mine {
+			return p.handOver(s, v)
+		}
+		return p.fetch(s, v)
+	case StepDown:
+		if v.Mine {
+			return p.idle(s, mine, v)
+		}
+		if err := p.stepDown(); err != nil {
+			return err
+		}
+		return errAgain
+	}
+	p.counters.Refused.Add(1)
+	p.setPhase(phaseRefused, string(v.Rule)+": "+v.Why)
+	return &RefusedVerdict{v}
+}
+
+// idle keeps a session on which nothing is shipped. A former primary hands
+// the title to a peer that has all that it has: a planned switch-over.
+func (p *Pair) idle(s *session, mine Side, v Verdict) error {
+	p.setPhase(phaseConnected, string(v.Rule)+": "+v.Why)
+	theirs := s.peer
+	equal := v.Rule == RuleNoPrimary && mine.End == v.From && theirs.End == v.From && len(mine.History) > 0 &&
+		mine.History.Last() == theirs.History.Last() && !mine.Inconsistent && !theirs.Inconsistent && !mine.Damaged && !theirs.Damaged
+	if equal && mine.Title && !theirs.Title && mine.History.Last().Epoch.Node == mine.Node {
+		err := p.node.Update(func(st *State) error { st.Title = false; return nil })
+		if err != nil {
+			return err
+		}
+		s.sendJSON(msgJoin, join{History: mine.History, Alone: p.node.State().Alone, Title: titleTake})
+		p.log.Info("handing the title to the peer")
+	}
+	for {
+		m, body, err := s.readAny()
+		if err != nil {
+			return err
+		}
+		switch m.typ {
+		case msgHeartbeat, msgAck, msgJoined:
+		case msgBye:
+			return &ErrClosedByPeer{string(body)}
+		case msgJoin:
+			var j join
+			if err := unmarshal(msgJoin, body, &j); err != nil {
+				return err
+			}
+			if !equal || j.Title != titleTake || mine.Title {
+				return &WireError{"handed a title that this node cannot take"}
+			}
+			if err := p.node.Update(func(st *State) error { st.Title = true; return nil }); err != nil {
+				return err
+			}
+			p.log.Info("took the title")
+			s.send(message{typ: msgJoined}, nil)
+		default:
+			return &WireError{fmt.Sprintf("message type %d on an idle session", m.typ)}
+		}
+	}
+}
+
+// readAny waits for one message.
+func (s *session) readAny() (m message, body []byte, err error) {
+	if err := s.fill(headerSize); err != nil {
+		return m, nil, err
+	}
+	if err := m.decode(s.stage[s.r:s.w]); err != nil {
+		return m, nil, err
+	}
+	s.r += headerSize
+	body = make([]byte, m.length)
+	if err := s.readFull(body); err != nil {
+		return m, nil, err
+	}
+	return m, body, s.checkBody(&m, body)
+}

@@ -1,0 +1,60 @@
+package replicate
+
+import (
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
+)
+
+// Node is one node's region as replication sees it. The root package's Volume
+// implements it.
+//
+// The owner of the log is on a primary the holder of the committer's role, on
+// a secondary the session. Only it calls Apply, Follow, StartCopy, CopyBlocks
+// and FinishCopy.
+type Node interface {
+	Memory() pmem.Memory
+	// State is a copy of the durable state.
+	State() State
+	// Update changes the state: durable in both metadata copies when it
+	// returns, unchanged where it fails.
+	Update(func(*State) error) error
+	Geometry() Geometry
+	Log() *journal.Log
+	Committer() *journal.Committer
+	// Checkpoint is the LSN from which recovery would read the log.
+	Checkpoint() journal.LSN
+	// Applied is the LSN up to which the data holds the log.
+	Applied() journal.LSN
+	// Damaged reports whether recovery found log missing below what was
+	// acknowledged, and it has not been brought back since.
+	Damaged() bool
+	// Apply makes the log visible up to an LSN, at most its end.
+	Apply(upTo journal.LSN) error
+	// Truncate drops the log from lsn on: nothing of it was applied. The
+	// history, which makes what is dropped invalid, is durable.
+	Truncate(lsn journal.LSN, chain uint32) error
+
+	// ReadBlocks reads the blocks from first on, as many as dst holds, and
+	// what the table says of each. applied is the LSN of what was read. A
+	// block that fails its checksum is an error.
+	ReadBlocks(first uint32, dst []byte, info []BlockInfo) (applied journal.LSN, err error)
+	// StartCopy makes r durable with the state that f leaves, then starts
+	// the log over at r.Fork.
+	StartCopy(r Resync, f func(*State)) error
+	// CopyBlocks stores blocks of a full copy, already verified.
+	CopyBlocks(first uint32, src []byte, info []BlockInfo) error
+	// FinishCopy makes durable what was copied and applied, then clears the
+	// record.
+	FinishCopy() error
+	// Repaired is the peer's answer to a RepairRequest, or why there is none.
+	Repaired(block uint32, data []byte, info BlockInfo, applied journal.LSN, err error)
+}
+
+// BlockInfo is what the block table says of a block.
+type BlockInfo struct {
+	LSN journal.LSN // after the segment of the last change
+	CRC uint32
+	// Unverified: the checksum was taken anew after a crash, and has not
+	// been compared with the peer's since.
+	Unverified bool
+}

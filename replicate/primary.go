@@ -1,0 +1,384 @@
+package replicate
+
+import (
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+)
+
+// joinWithin is how far behind a follower may be, in bytes, for the primary to
+// stop and let it join.
+const joinWithin = 256 << 10
+
+// lead ships the log to a follower: blocks first where the journal does not
+// reach, then the log, then it joins. It returns when the session ends.
+func (p *Pair) lead(s *session, v Verdict) error {
+	c := &copier{done: true}
+	f, err := p.pinFrom(s, v, c)
+	if err != nil {
+		return err
+	}
+	defer p.unpin()
+	s.sendJSON(msgFollow, f)
+	m, _, err := s.readMessage(msgFollowed)
+	if err != nil {
+		return err
+	}
+	if journal.LSN(m.a) != f.From {
+		return &WireError{fmt.Sprintf("follows from LSN %d, told %d", m.a, f.From)}
+	}
+	s.copied = c.done
+	p.setPhase(phaseCatchUp, "")
+	if !c.done {
+		p.setPhase(phaseResync, v.Why)
+	}
+	for {
+		if err := p.shipSome(s, c); err != nil {
+			return err
+		}
+		if s.copied && p.node.Log().End()-s.acked <= joinWithin {
+			break
+		}
+	}
+	if err := p.join(s); err != nil {
+		return err
+	}
+	if p.cfg.Async {
+		return p.shipAsync(s, c)
+	}
+	return p.keep(s)
+}
+
+// pinFrom keeps the log from where the follower needs it, and says what it is
+// to follow. It takes the role, so that nothing is overwritten meanwhile.
+func (p *Pair) pinFrom(s *session, v Verdict, c *copier) (follow, error) {
+	if err := p.node.Committer().Acquire(s.ctx); err != nil {
+		return follow{}, err
+	}
+	defer p.node.Committer().Release()
+	log := p.node.Log()
+	st := p.node.State()
+	f := follow{Lineage: st.Lineage, History: st.History, From: v.From, Base: log.Ring().Base, Alone: p.cfg.Alone, LeaseNS: int64(p.lease)}
+	chain, ok := p.chainAt(f.From)
+	if v.Full || !ok {
+		// The copy holds the data as applied, and the log goes on from there.
+		f.Full = true
+		f.From = p.node.Applied()
+		if chain, ok = p.chainAt(f.From); !ok {
+			return f, fmt.Errorf("the journal has no segment at the applied LSN %d", f.From)
+		}
+		c.start(p.node.Geometry().Size)
+	}
+	f.Chain = chain
+	s.sent, s.acked, s.peerCkpt = f.From, f.From, f.From
+	s.sendEnd = f.From + journal.LSN(log.Ring().Size())
+	p.pin.Store(uint64(f.From))
+	return f, nil
+}
+
+// chainAt is the checksum of the segment before lsn: the next one carries it.
+func (p *Pair) chainAt(lsn journal.LSN) (uint32, bool) {
+	log := p.node.Log()
+	if lsn == log.End() {
+		return log.Chain(), true
+	}
+	if lsn > log.End() || log.End()-lsn > journal.LSN(log.Ring().Size()) {
+		return 0, false
+	}
+	var h journal.Header
+	if log.Ring().Header(lsn, &h) != nil {
+		return 0, false
+	}
+	if e, ok := p.node.State().History.At(lsn); !ok || e.Epoch != h.Epoch {
+		return 0, false
+	}
+	return h.Prev, true
+}
+
+// shipSome sends and takes in what there is, waiting a little where there is
+// nothing.
+func (p *Pair) shipSome(s *session, c *copier) error {
+	moved, err := s.pump(p.node.Log().End())
+	if err != nil {
+		return err
+	}
+	if len(s.pending) == 0 && len(s.ctl) == 0 && !c.done {
+		if err := c.next(p, s); err != nil {
+			return err
+		}
+		moved = true
+	}
+	taken, err := p.takeAnswers(s)
+	if err != nil {
+		return err
+	}
+	p.pin.Store(uint64(s.acked))
+	if now := boottime(); now-s.beat >= p.heartbeat || s.ctx.Err() != nil || !moved && !taken {
+		if err := s.housekeep(now); err != nil {
+			return err
+		}
+	}
+	if moved || taken {
+		return nil
+	}
+	return s.conn.Wait(len(s.pending) > 0, p.heartbeat/2)
+}
+
+// takeAnswers takes in what the follower sent.
+func (p *Pair) takeAnswers(s *session) (taken bool, err error) {
+	if _, err := s.receive(); err != nil {
+		return false, err
+	}
+	var m message
+	for {
+		body, ok, err := s.tryMessage(&m)
+		if err != nil || !ok {
+			return taken, err
+		}
+		taken = true
+		if err := p.answer(s, &m, body); err != nil {
+			return taken, err
+		}
+	}
+}
+
+func (p *Pair) answer(s *session, m *message, body []byte) error {
+	switch m.typ {
+	case msgAck:
+		return p.takeAck(s, m)
+	case msgResend:
+		p.log.Warn("the peer asks for a frame again: its checksum did not match there", zap.Uint64("lsn", m.a))
+		return s.rewind(journal.LSN(m.a))
+	case msgFollowed:
+		s.copied = true
+	case msgHeartbeat:
+	case msgBlockRequest:
+		p.sendBlock(s, uint32(m.a))
+	case msgBlocks, msgBlockMissing:
+		return p.takeRepair(m, body)
+	case msgBye:
+		return &ErrClosedByPeer{string(body)}
+	default:
+		return &WireError{fmt.Sprintf("message type %d from a follower", m.typ)}
+	}
+	return nil
+}
+
+// takeAck takes an acknowledgement. An echoed heartbeat renews the read lease,
+// counted from when it was sent.
+func (p *Pair) takeAck(s *session, m *message) error {
+	acked, ckpt := journal.LSN(m.a), journal.LSN(m.b)
+	sent := max(s.sent, s.segEnd)
+	if acked > sent || ckpt > acked {
+		return &WireError{fmt.Sprintf("acknowledges LSN %d, checkpoint %d, with %d sent and %d acknowledged", acked, ckpt, sent, s.acked)}
+	}
+	s.acked = max(s.acked, acked)
+	if ckpt > s.peerCkpt {
+		s.peerCkpt = ckpt
+		s.sendEnd = ckpt + journal.LSN(p.node.Log().Ring().Size())
+	}
+	if m.c != 0 && time.Duration(m.c) <= boottime() {
+		p.renewLease(time.Duration(m.c))
+	}
+	return nil
+}
+
+// join makes the follower one that is required (or, in async mode, one that
+// follows for good). It takes the role: commits pause until the follower has
+// the whole log, the epoch and the title are durable where they belong.
+func (p *Pair) join(s *session) error {
+	if err := p.node.Committer().Acquire(s.ctx); err != nil {
+		return err
+	}
+	defer p.node.Committer().Release()
+	end := p.node.Log().End()
+	for s.acked < end || len(s.pending)+len(s.ctl) > 0 {
+		if err := p.shipSome(s, &copier{done: true}); err != nil {
+			return err
+		}
+	}
+
+	st := p.node.State()
+	keepTitle := p.cfg.Alone || p.cfg.Async
+	j := join{Alone: p.cfg.Alone}
+	switch {
+	case keepTitle && s.peer.Title:
+		j.Title = titleRelease
+	case !keepTitle && !s.peer.Title:
+		j.Title = titleTake
+	}
+	want := journal.Entry{PeerIn: true, Async: p.cfg.Async}
+	last := st.History.Last()
+	mint := p.fresh || last.PeerIn != want.PeerIn || last.Async != want.Async
+	err := p.node.Update(func(st *State) error {
+		if mint {
+			want.Epoch = p.nextEpoch(st)
+			want.Start = end
+			st.History = st.History.Append(want)
+		}
+		st.Alone = p.cfg.Alone
+		st.Lease = p.lease
+		st.Peer = s.peer.Node
+		st.Acked = end
+		if !keepTitle {
+			st.Title = false // given up here before the peer takes it
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	st = p.node.State()
+	p.node.Log().SetEpoch(st.History.Last().Epoch)
+	p.fresh = false
+	// From here on nothing may be acknowledged without the peer.
+	p.required.Store(!p.cfg.Async)
+
+	j.History = st.History
+	asked := boottime()
+	s.sendJSON(msgJoin, j)
+	if _, _, err := s.readMessage(msgJoined); err != nil {
+		return err
+	}
+	if keepTitle && !st.Title {
+		if err := p.node.Update(func(st *State) error { st.Title = true; return nil }); err != nil {
+			return err
+		}
+	}
+	s.peer.Title = !keepTitle
+	p.renewLease(asked)
+	p.peerAcked.Store(uint64(s.acked))
+	if !p.cfg.Async {
+		p.insync.Store(s)
+	}
+	p.serve()
+	p.setPhase(phaseInSync, "")
+	p.log.Info("in sync", zap.Uint64("lsn", uint64(end)), zap.Stringer("epoch", st.History.Last().Epoch))
+	return nil
+}
+
+// keep is the session goroutine of a primary in sync: the committers drive
+// the connection, it only sees to it that somebody does.
+func (p *Pair) keep(s *session) error {
+	t := time.NewTicker(p.heartbeat / 2)
+	defer t.Stop()
+	err := func() error {
+		for {
+			select {
+			case <-s.failed:
+				return *s.failure.Load()
+			case <-s.ctx.Done():
+				return s.ctx.Err()
+			case <-t.C:
+			case <-p.kick:
+			}
+			s.due.Store(true)
+			p.node.Committer().Tick()
+		}
+	}()
+	// Take the connection back: no committer may touch it after this.
+	p.node.Committer().Acquire(p.ctx)
+	p.insync.Store(nil)
+	p.node.Committer().Release()
+	return err
+}
+
+// shipAsync is the session goroutine of a primary in async mode.
+func (p *Pair) shipAsync(s *session, c *copier) error {
+	p.follower.Store(s)
+	defer p.follower.Store(nil)
+	for {
+		select {
+		case <-p.kick:
+			p.sendRepairRequests(s)
+		default:
+		}
+		if err := p.shipSome(s, c); err != nil {
+			return err
+		}
+		p.peerAcked.Store(uint64(s.acked))
+	}
+}
+
+// progress is the committers' way through a session that is in sync: it sends
+// what is new and takes acknowledgements. The caller has the role.
+func (p *Pair) progress(s *session) {
+	_, err := s.pump(p.node.Log().End())
+	if err == nil {
+		_, err = p.takeAnswers(s)
+	}
+	p.peerAcked.Store(uint64(s.acked))
+	p.pin.Store(uint64(s.acked))
+	if err == nil && s.due.Load() {
+		p.sendRepairRequests(s)
+		err = s.housekeep(boottime())
+	}
+	if err != nil {
+		p.insync.Store(nil)
+		s.fail(err)
+	}
+}
+
+// handOver ships log that a restarted primary lacks. It ends the session.
+func (p *Pair) handOver(s *session, v Verdict) error {
+	if _, ok := p.chainAt(v.From); !ok {
+		return fmt.Errorf("the journal no longer reaches back to LSN %d", v.From)
+	}
+	s.sent, s.acked, s.peerCkpt = v.From, v.From, s.peer.Applied
+	s.sendEnd = p.node.Log().End()
+	for s.acked < p.node.Log().End() {
+		if err := p.shipSome(s, &copier{done: true}); err != nil {
+			return err
+		}
+	}
+	s.bye("log handed over")
+	return errAgain
+}
+
+// copier is the progress of a full copy at its source.
+type copier struct {
+	done        bool
+	block, end  uint32
+	buf         []byte
+	info        []BlockInfo
+	msg         []byte
+	lastApplied journal.LSN
+}
+
+func (c *copier) start(size int64) {
+	c.done = false
+	c.end = uint32(size / BlockSize)
+	c.buf = make([]byte, blocksPerMessage*BlockSize)
+	c.info = make([]BlockInfo, blocksPerMessage)
+	c.msg = make([]byte, 0, blocksPerMessage*(BlockSize+blockInfoSize))
+}
+
+// next queues the next message of blocks. They are read while nothing is
+// applied, so that they hold exactly the log up to the LSN that they carry,
+// and sent in order with the log: the follower applies a segment to a block
+// only where it is newer.
+func (c *copier) next(p *Pair, s *session) error {
+	if c.block == c.end {
+		s.send(message{typ: msgBlocksDone, a: uint64(c.lastApplied)}, nil)
+		c.done = true
+		return nil
+	}
+	n := min(c.end-c.block, blocksPerMessage)
+	applied, err := p.node.ReadBlocks(c.block, c.buf[:n*BlockSize], c.info[:n])
+	if err != nil {
+		return fmt.Errorf("full copy: %w", err)
+	}
+	c.lastApplied = applied
+	c.msg = c.msg[:int(n)*blockInfoSize]
+	for i := range c.info[:n] {
+		putBlockInfo(c.msg[i*blockInfoSize:], c.info[i])
+	}
+	c.msg = append(c.msg, c.buf[:n*BlockSize]...)
+	s.send(message{typ: msgBlocks, a: uint64(c.block), b: uint64(n), c: uint64(applied)}, c.msg)
+	c.block += n
+	p.copied.Store(int64(c.block) * BlockSize)
+	return nil
+}

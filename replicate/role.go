@@ -1,0 +1,288 @@
+package replicate
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+)
+
+// RefusedError: a change of role could lose data, or would break a rule of the
+// title. An operator can force it where that is said.
+type RefusedError struct{ Why string }
+
+func (e *RefusedError) Error() string { return "refused: " + e.Why }
+
+// notPrimary says who is.
+func (p *Pair) notPrimary() error {
+	e := &ErrNotPrimary{}
+	st := p.node.State()
+	if last := st.History.Last(); last.Epoch.Node != 0 && last.Epoch.Node != st.Node && p.cfg.Transport != nil {
+		e.Primary = p.cfg.Peer.Addr().String()
+	}
+	return e
+}
+
+// nextEpoch is above every epoch that this node has seen.
+func (p *Pair) nextEpoch(st *State) journal.Epoch {
+	return journal.Epoch{Counter: st.History.Last().Epoch.Counter + 1, Node: st.Node}
+}
+
+// mint begins an epoch at the log's end. The caller has the role.
+func (p *Pair) mint(peerIn bool, more func(*State)) error {
+	end := p.node.Log().End()
+	err := p.node.Update(func(st *State) error {
+		st.History = st.History.Append(journal.Entry{Epoch: p.nextEpoch(st), Start: end, PeerIn: peerIn, Async: p.cfg.Async})
+		more(st)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	last := p.node.State().History.Last()
+	p.node.Log().SetEpoch(last.Epoch)
+	p.required.Store(last.BothIn())
+	p.fresh = false
+	return nil
+}
+
+// serve opens the committer: what is acknowledged becomes visible with its
+// next round. The caller has the role.
+func (p *Pair) serve() {
+	acked := p.node.Log().End()
+	if p.required.Load() {
+		acked = min(acked, p.ackedHint())
+	}
+	p.role.Store(uint32(Primary))
+	p.node.Committer().Open(acked, p.node.Applied())
+	p.serving.Store(true)
+	p.readied.Do(func() { close(p.ready) })
+}
+
+// resume takes up the role that the region remembers.
+func (p *Pair) resume() error {
+	st := p.node.State()
+	p.role.Store(uint32(st.Role))
+	last := st.History.Last()
+	p.required.Store(st.Role == Primary && last.BothIn())
+	c := p.node.Committer()
+	if err := c.Acquire(p.ctx); err != nil {
+		return err
+	}
+	defer c.Release()
+	switch {
+	case st.Blank() && p.cfg.Transport == nil:
+		if err := p.mint(false, func(st *State) {
+			st.Lineage, st.Role, st.Title, st.Alone, st.Lease = NewUUID(), Primary, true, p.cfg.Alone, p.lease
+		}); err != nil {
+			return err
+		}
+		p.serve()
+	case st.Role != Primary:
+		c.Close(p.notPrimary(), p.notPrimary())
+	case last.BothIn():
+		// It must not go on before its peer has been heard: the peer may
+		// have been promoted, and may hold log that this node lost.
+		p.fresh = true
+	case p.node.Damaged() && p.cfg.Transport != nil && last.PeerIn:
+		p.fresh = true
+	default:
+		if err := p.mint(last.PeerIn, func(st *State) {
+			if !last.PeerIn {
+				st.Alone = p.cfg.Alone
+			}
+		}); err != nil {
+			return err
+		}
+		p.serve()
+	}
+	return nil
+}
+
+// untilAlone is how long the peer may still come back before this node goes
+// alone; ok is false where it does not.
+func (p *Pair) untilAlone() (d time.Duration, ok bool) {
+	if !p.required.Load() {
+		return 0, false
+	}
+	st := p.node.State()
+	if st.Role != Primary || !st.Alone || !st.Title || p.node.Damaged() {
+		return 0, false
+	}
+	return max(0, p.lost+p.cfg.Timeout-boottime()), true
+}
+
+// goAlone records durably that the peer is out, then acknowledges without it.
+// It runs between sessions.
+func (p *Pair) goAlone(why string) error {
+	c := p.node.Committer()
+	if err := c.Acquire(p.ctx); err != nil {
+		return err
+	}
+	if err := p.mint(false, func(st *State) { st.Title = true }); err != nil {
+		c.Release()
+		return err
+	}
+	p.serve()
+	c.Release()
+	c.Tick()
+	p.log.Warn("alone: the peer is out", zap.String("why", why), zap.Stringer("epoch", p.node.State().History.Last().Epoch))
+	return nil
+}
+
+// ContinueAlone makes a primary that waits for its lost peer go on without
+// it: unforced only with the title, since without it the peer may have been
+// promoted.
+func (p *Pair) ContinueAlone(ctx context.Context, force bool) error {
+	st := p.node.State()
+	switch {
+	case st.Role != Primary:
+		return fmt.Errorf("only a primary can continue alone: %w", p.notPrimary())
+	case !p.required.Load():
+		return nil // it does not need the peer
+	case p.node.Damaged() && !force:
+		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the peer, which can repair it, or force it and lose that"}
+	case !st.Title && !force:
+		return &RefusedError{"this node does not hold the title: the peer does and may have been promoted, or the title was on its way; make sure that the peer is down for good, then use force"}
+	case p.Phase() == "in-sync" && !force:
+		return &RefusedError{"the peer is in sync; nothing is waiting for it"}
+	}
+	return p.between(ctx, func() error { return p.goAlone("told so by the operator") })
+}
+
+// Promote makes this node the primary: unforced only by the title, or, on a
+// blank node, with an equally blank peer connected.
+func (p *Pair) Promote(ctx context.Context, force bool) error {
+	st := p.node.State()
+	switch {
+	case st.Role == Primary:
+		return nil
+	case st.Resync != nil:
+		return &RefusedError{"a full copy onto this node has not finished: it does not hold the whole volume"}
+	case p.node.Damaged() && !force:
+		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the primary, which can repair it, or force it and lose that"}
+	case st.Blank() && !force:
+		if err := p.waitBlankPeer(ctx); err != nil {
+			return err
+		}
+	case !st.Blank() && !st.Title && !force:
+		return &RefusedError{"this node does not hold the title, so the other may have acknowledged what is not here; promote the other, or make sure that it is down for good and use force"}
+	case p.primaryAlive() && !force:
+		return &RefusedError{"the peer is primary and connected; demote it first"}
+	}
+	return p.between(ctx, p.becomePrimary)
+}
+
+// primaryAlive reports whether a session with a primary peer is up.
+func (p *Pair) primaryAlive() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return (p.phase == phaseInSync || p.phase == phaseCatchUp || p.phase == phaseResync) && !p.verdict.Mine
+}
+
+func (p *Pair) waitBlankPeer(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		ok := p.phase == phaseConnected && p.verdict.Rule == RuleBothBlank
+		reason := p.phase.String() + ": " + p.reason
+		p.mu.Unlock()
+		if ok {
+			return nil
+		}
+		if p.cfg.Transport == nil || !wait(ctx, 20*time.Millisecond) {
+			return &RefusedError{"this node is blank, and no equally blank peer is connected (" + reason + "); if it is to start a volume of its own, use force"}
+		}
+	}
+}
+
+// becomePrimary runs between sessions: all receivers have ended. The order is
+// what makes it safe: the epoch is durable before anything else, the old
+// primary's reads have ended before this node's begin.
+func (p *Pair) becomePrimary() error {
+	c := p.node.Committer()
+	if err := c.Acquire(p.ctx); err != nil {
+		return err
+	}
+	st := p.node.State()
+	err := p.mint(false, func(st *State) {
+		if st.Blank() {
+			st.Lineage = NewUUID()
+		}
+		st.Role, st.Title, st.Alone, st.Lease = Primary, true, p.cfg.Alone, p.lease
+	})
+	if err == nil && !st.Blank() && p.cfg.Transport != nil {
+		// A tenth more than the lease: the bound on how much faster this
+		// clock may run than the other's.
+		quiet := max(p.started, time.Duration(p.lastAnswer.Load())) + st.Lease + st.Lease/10
+		wait(p.ctx, quiet-boottime())
+		err = p.ctx.Err()
+	}
+	if err == nil {
+		err = p.node.Apply(p.node.Log().End())
+	}
+	if err == nil {
+		p.serve()
+		p.log.Info("primary", zap.Stringer("epoch", p.node.State().History.Last().Epoch), zap.Uint64("lsn", uint64(p.node.Log().End())))
+	}
+	c.Release()
+	return err
+}
+
+// Demote makes a primary a secondary: it takes no more transactions, waits
+// until those that it took are acknowledged, and gives the role up. The peer
+// can then be promoted.
+func (p *Pair) Demote(ctx context.Context) error {
+	if Role(p.role.Load()) != Primary {
+		return nil
+	}
+	c := p.node.Committer()
+	if err := c.Acquire(ctx); err != nil {
+		return err
+	}
+	if p.required.Load() && p.insync.Load() == nil {
+		c.Release()
+		return &RefusedError{"the peer is required and not in sync: nobody could take over what waits here; reconnect it, or continue alone first"}
+	}
+	c.Close(&ErrNotPrimary{}, nil)
+	err := c.Drain(ctx)
+	if err == nil {
+		err = p.stepDownLocked()
+	}
+	if err != nil {
+		p.serve()
+	}
+	c.Release()
+	if err != nil {
+		return fmt.Errorf("still primary: %w", err)
+	}
+	return p.between(ctx, func() error { return nil }) // with the new role
+}
+
+// stepDown gives up a role that the peer has gone beyond.
+func (p *Pair) stepDown() error {
+	c := p.node.Committer()
+	if err := c.Acquire(p.ctx); err != nil {
+		return err
+	}
+	defer c.Release()
+	return p.stepDownLocked()
+}
+
+func (p *Pair) stepDownLocked() error {
+	if err := p.node.Update(func(st *State) error { st.Role = Secondary; return nil }); err != nil {
+		return err
+	}
+	p.role.Store(uint32(Secondary))
+	p.required.Store(false)
+	p.serving.Store(false)
+	p.readied.Do(func() { close(p.ready) })
+	p.fresh = false
+	p.node.Committer().Close(p.notPrimary(), fmt.Errorf("this node is no longer primary"))
+	p.log.Info("secondary")
+	return nil
+}

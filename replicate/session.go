@@ -1,0 +1,424 @@
+package replicate
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
+)
+
+// session is one connection from handshake to end.
+//
+// One goroutine at a time owns it: the pair's session goroutine, or, while a
+// primary is in sync, the holder of the committer's role. All fields but the
+// atomics are the owner's.
+type session struct {
+	p    *Pair
+	conn transport.Conn
+	ctx  context.Context // ended: the session is to stop
+	id   uint64
+	peer Side
+
+	nonce uint64 // the peer's half of the id
+
+	dialed      bool        // by this end
+	established atomic.Bool // the peer has answered: it knows of this session
+
+	// Receiving: bytes [r, w) of stage arrived and were not consumed.
+	stage []byte
+	r, w  int
+
+	// Sending: pending is on its way, ctl follows, then the log from sent on.
+	pending  [][]byte
+	bufs     [2][]byte // backing of pending
+	ctl      []byte    // messages to send
+	ctlOut   []byte    // messages in pending
+	frame    [headerSize]byte
+	sent     journal.LSN // log is in pending up to here
+	segEnd   journal.LSN // sent lies inside a long segment that ends here
+	acked    journal.LSN // the peer has persisted up to here
+	peerCkpt journal.LSN // the peer's checkpoint
+	sendEnd  journal.LSN // do not send from here on
+
+	heard   time.Duration // when something arrived, as far as was looked
+	active  bool          // something arrived since
+	beat    time.Duration // when the last heartbeat left
+	echo    uint64        // the peer's latest heartbeat clock, to echo
+	copied  bool          // the peer said that its full copy is whole
+	due     atomic.Bool   // housekeeping is due
+	failure atomic.Pointer[error]
+	failed  chan struct{}
+	once    sync.Once
+}
+
+const stageSize = 16 << 10
+
+func newSession(p *Pair, conn transport.Conn) *session {
+	return &session{p: p, conn: conn, stage: make([]byte, stageSize), heard: boottime(), failed: make(chan struct{})}
+}
+
+// fail ends the session with its first error.
+func (s *session) fail(err error) {
+	s.once.Do(func() {
+		s.failure.Store(&err)
+		close(s.failed)
+		s.conn.Wake()
+	})
+}
+
+// errSilent: the peer has not been heard of for the timeout.
+var errSilent = errors.New("nothing heard from the peer for the timeout")
+
+// ErrClosedByPeer: the peer ended the session, with its reason.
+type ErrClosedByPeer struct{ Reason string }
+
+func (e *ErrClosedByPeer) Error() string { return "the peer ended the session: " + e.Reason }
+
+// tryRead reads what has arrived into p.
+func (s *session) tryRead(p []byte) (n int, err error) {
+	n, err = s.conn.TryRead(p)
+	s.active = s.active || n > 0
+	if err == io.EOF {
+		err = errClosed
+	}
+	return n, err
+}
+
+var errClosed = errors.New("the peer closed the connection")
+
+// room is the free part of the stage. It is not empty unless a whole stage is
+// waiting to be consumed.
+func (s *session) room() []byte {
+	if s.r == s.w {
+		s.r, s.w = 0, 0
+	} else if s.w == len(s.stage) {
+		s.w = copy(s.stage, s.stage[s.r:s.w])
+		s.r = 0
+	}
+	return s.stage[s.w:]
+}
+
+// receive reads what has arrived into the stage.
+func (s *session) receive() (n int, err error) {
+	p := s.room()
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err = s.tryRead(p)
+	s.w += n
+	return n, err
+}
+
+// read waits until something arrives in p: it polls for a bounded time, then
+// sleeps. Meanwhile it sends what is queued and does the housekeeping.
+func (s *session) read(p []byte) (n int, err error) {
+	for {
+		start := boottime()
+		for {
+			if n, err := s.tryRead(p); n > 0 || err != nil {
+				return n, err
+			}
+			if boottime()-start >= s.p.cfg.BusyPoll {
+				break
+			}
+		}
+		if err := s.housekeep(boottime()); err != nil {
+			return 0, err
+		}
+		if err := s.conn.Wait(len(s.pending) > 0, s.p.heartbeat/2); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// tryMessage takes one whole message out of the stage. ok is false if it has
+// not arrived yet. The body is valid until the next receive.
+func (s *session) tryMessage(m *message) (body []byte, ok bool, err error) {
+	p := s.stage[s.r:s.w]
+	if len(p) < headerSize {
+		return nil, false, nil
+	}
+	if err := m.decode(p); err != nil {
+		return nil, false, err
+	}
+	total := headerSize + int(m.length)
+	if total > len(s.stage) {
+		return nil, false, &WireError{fmt.Sprintf("message of type %d with %d bytes here", m.typ, m.length)}
+	}
+	if len(p) < total {
+		return nil, false, nil
+	}
+	s.r += total
+	return p[headerSize:total], true, s.checkBody(m, p[headerSize:total])
+}
+
+func (s *session) checkBody(m *message, body []byte) error {
+	if m.length != 0 && crc32c.Sum(body) != m.bodyCRC {
+		s.p.counters.CRCFailures.Add(1)
+		return &WireError{fmt.Sprintf("bad checksum of the body of message type %d", m.typ)}
+	}
+	if s.id != 0 && m.session != s.id {
+		return &WireError{fmt.Sprintf("message of session %x in session %x", m.session, s.id)}
+	}
+	return nil
+}
+
+// readMessage waits for one message of a type, and for nothing else than
+// heartbeats before it. It answers a Bye with its reason.
+func (s *session) readMessage(want messageType) (m message, body []byte, err error) {
+	for {
+		m, body, err = s.readAny()
+		if err != nil {
+			return m, nil, err
+		}
+		switch m.typ {
+		case want:
+			return m, body, nil
+		case msgHeartbeat, msgAck:
+		case msgBye:
+			return m, nil, &ErrClosedByPeer{string(body)}
+		default:
+			return m, nil, &WireError{fmt.Sprintf("message type %d where %d was due", m.typ, want)}
+		}
+	}
+}
+
+// fill waits until n bytes are staged.
+func (s *session) fill(n int) error {
+	for s.w-s.r < n {
+		got, err := s.read(s.room())
+		if err != nil {
+			return err
+		}
+		s.w += got
+	}
+	return nil
+}
+
+// readFull waits until p is full.
+func (s *session) readFull(p []byte) error {
+	n := copy(p, s.stage[s.r:s.w])
+	s.r += n
+	for n < len(p) {
+		got, err := s.read(p[n:])
+		if err != nil {
+			return err
+		}
+		n += got
+	}
+	return nil
+}
+
+// housekeep keeps the session alive, and ends it where the peer is silent.
+func (s *session) housekeep(now time.Duration) error {
+	s.due.Store(false)
+	if s.active {
+		s.heard, s.active = now, false
+	}
+	if err := s.ctx.Err(); err != nil {
+		return err
+	}
+	if now-s.heard > s.p.cfg.Timeout {
+		return fmt.Errorf("%w (%v)", errSilent, s.p.cfg.Timeout)
+	}
+	if s.id != 0 && now-s.beat >= s.p.heartbeat {
+		s.beat = now
+		s.send(message{typ: msgHeartbeat, a: uint64(now), b: uint64(s.p.ackedHint())}, nil)
+	}
+	return s.flush()
+}
+
+// send queues a message.
+func (s *session) send(m message, body []byte) {
+	m.session = s.id
+	m.length = uint32(len(body))
+	m.bodyCRC = 0
+	if len(body) > 0 {
+		m.bodyCRC = crc32c.Sum(body)
+	}
+	n := len(s.ctl)
+	s.ctl = append(s.ctl, zeroHeader[:]...)
+	m.encode(s.ctl[n:])
+	s.ctl = append(s.ctl, body...)
+}
+
+var zeroHeader [headerSize]byte
+
+// sendJSON queues a message with a JSON body.
+func (s *session) sendJSON(typ messageType, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("replicate: " + err.Error()) // plain structs always marshal
+	}
+	s.send(message{typ: typ}, b)
+}
+
+// flush sends queued messages, not log, as far as it goes without blocking.
+func (s *session) flush() error {
+	for len(s.pending) > 0 || s.stageControl() {
+		if ok, err := s.write(); !ok {
+			return err
+		}
+	}
+	return nil
+}
+
+// stageControl moves queued messages to pending.
+func (s *session) stageControl() bool {
+	if len(s.ctl) == 0 {
+		return false
+	}
+	s.ctl, s.ctlOut = s.ctlOut[:0], s.ctl
+	s.bufs[0] = s.ctlOut
+	s.pending = s.bufs[:1]
+	return true
+}
+
+// write sends some of pending. ok is false where no more fits for now.
+func (s *session) write() (ok bool, err error) {
+	n, err := s.conn.TryWrite(s.pending)
+	if err != nil || n == 0 {
+		return false, err
+	}
+	for n > 0 && len(s.pending) > 0 {
+		k := min(n, len(s.pending[0]))
+		s.pending[0] = s.pending[0][k:]
+		n -= k
+		if len(s.pending[0]) == 0 {
+			s.pending = s.pending[1:]
+		}
+	}
+	return true, nil
+}
+
+// pump sends messages and the log up to end, as far as it goes without
+// blocking.
+func (s *session) pump(end journal.LSN) (moved bool, err error) {
+	end = min(end, s.sendEnd)
+	for {
+		if len(s.pending) == 0 && !s.stageControl() {
+			if s.sent >= end {
+				return moved, nil
+			}
+			if err := s.stageLog(end); err != nil {
+				return moved, err
+			}
+			if len(s.pending) == 0 { // only padding that is not sent
+				continue
+			}
+		}
+		ok, err := s.write()
+		if !ok {
+			return moved, err
+		}
+		moved = true
+	}
+}
+
+// stageLog moves the next piece of log to pending: a run of short segments,
+// or one frame of a long one. It stays within what the peer's ring takes.
+func (s *session) stageLog(end journal.LSN) error {
+	ring := s.p.node.Log().Ring()
+	if s.segEnd != 0 {
+		s.stageFrame(ring)
+		return nil
+	}
+	start := s.sent
+	var h journal.Header
+	for s.sent < end {
+		if err := ring.Header(s.sent, &h); err != nil {
+			return fmt.Errorf("the journal cannot be sent from LSN %d: %w", s.sent, err)
+		}
+		if h.WireLength() > MaxFrame {
+			if s.sent == start {
+				s.segEnd = h.End()
+				s.stageFrame(ring)
+				return nil
+			}
+			break
+		}
+		if int(s.sent-start)+int(h.WireLength()) > MaxFrame && s.sent > start {
+			break
+		}
+		s.sent = h.End()
+		if h.Pad { // its header ends the run; the rest is not sent
+			s.bufs[0] = ring.Raw(start, int(h.LSN-start)+headerSize)
+			s.pending = s.bufs[:1]
+			return nil
+		}
+	}
+	s.bufs[0] = ring.Raw(start, int(s.sent-start))
+	s.pending = s.bufs[:1]
+	return nil
+}
+
+// stageFrame stages the next frame of the long segment that sent lies in.
+func (s *session) stageFrame(ring journal.Ring) {
+	n := min(int(s.segEnd-s.sent), MaxFrame)
+	piece := ring.Raw(s.sent, n)
+	m := message{typ: msgFrame, session: s.id, a: uint64(s.sent), length: uint32(n), bodyCRC: crc32c.Sum(piece)}
+	m.encode(s.frame[:])
+	s.bufs[0], s.bufs[1] = s.frame[:], piece
+	s.pending = s.bufs[:2]
+	s.sent += journal.LSN(n)
+	if s.sent == s.segEnd {
+		s.segEnd = 0
+	}
+}
+
+// rewind goes back to lsn: the peer asks for the log again from there. Its
+// own copy is checked first: a flip here must not be sent twice.
+func (s *session) rewind(lsn journal.LSN) error {
+	if lsn < s.acked || lsn >= s.sent && s.segEnd == 0 {
+		return &WireError{fmt.Sprintf("resend from LSN %d, with %d acknowledged and %d sent", lsn, s.acked, s.sent)}
+	}
+	var h journal.Header
+	if _, err := s.p.node.Log().Ring().Segment(lsn, &h); err != nil {
+		return fmt.Errorf("%w: %w", ErrOwnCopy, err)
+	}
+	s.p.counters.Resends.Add(1)
+	s.sent, s.segEnd = lsn, 0
+	return nil
+}
+
+// ErrOwnCopy: a segment that was not acknowledged yet is damaged in this
+// node's own memory.
+var ErrOwnCopy = errors.New("a segment that waits for acknowledgement is damaged in this node's persistent memory; restart the node, so that it recovers with its peer")
+
+// bye tells the peer why the session ends, as far as that goes at once.
+func (s *session) bye(reason string) {
+	s.send(message{typ: msgBye}, []byte(reason))
+	s.flush()
+}
+
+func putBlockInfo(b []byte, i BlockInfo) {
+	binary.LittleEndian.PutUint64(b, uint64(i.LSN))
+	binary.LittleEndian.PutUint32(b[8:], i.CRC)
+	var flags uint32
+	if i.Unverified {
+		flags = blockUnverified
+	}
+	binary.LittleEndian.PutUint32(b[12:], flags)
+}
+
+func getBlockInfo(b []byte) BlockInfo {
+	return BlockInfo{
+		LSN:        journal.LSN(binary.LittleEndian.Uint64(b)),
+		CRC:        binary.LittleEndian.Uint32(b[8:]),
+		Unverified: binary.LittleEndian.Uint32(b[12:])&blockUnverified != 0,
+	}
+}
+
+const (
+	blockInfoSize   = 16
+	blockUnverified = 1
+)

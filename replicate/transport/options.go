@@ -1,0 +1,26 @@
+package transport
+
+import "time"
+
+// DefaultUserTimeout bounds how long sent bytes may stay unacknowledged by
+// the peer's kernel when Options does not say.
+const DefaultUserTimeout = 10 * time.Second
+
+// Options tune the connections of a transport. The zero value is usable.
+type Options struct {
+	// UserTimeout is TCP_USER_TIMEOUT: a connection whose sent bytes stay
+	// unacknowledged that long fails with ETIMEDOUT. A peer that vanished
+	// answers nothing under MD5, not even a reset, so without it a write
+	// would hang for the kernel's 15 minutes. 0: DefaultUserTimeout.
+	UserTimeout time.Duration
+	// SendBuffer and ReceiveBuffer are SO_SNDBUF and SO_RCVBUF in bytes.
+	// 0 leaves the kernel's autotuning on, which measured best.
+	SendBuffer, ReceiveBuffer int
+}
+
+func (o Options) withDefaults() Options {
+	if o.UserTimeout <= 0 {
+		o.UserTimeout = DefaultUserTimeout
+	}
+	return o
+}

@@ -1,0 +1,122 @@
+package nvmmirror
+
+import (
+	"fmt"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// Status is the state of a volume, as the daemon's status command shows it.
+type Status struct {
+	Path      string         `json:"region"`
+	Size      int64          `json:"size"`
+	Journal   int64          `json:"journal_size"`
+	Class     string         `json:"class"`
+	Lineage   replicate.UUID `json:"lineage"`
+	Node      string         `json:"node"`
+	Role      string         `json:"role"`   // primary, secondary
+	Peer      string         `json:"peer"`   // in-sync, connected, catching-up, resyncing, lost, refused, none
+	Reason    string         `json:"reason"` // of the peer's state
+	Rule      string         `json:"rule,omitempty"`
+	Epoch     journal.Epoch  `json:"epoch"`
+	Title     bool           `json:"title"`
+	Serving   bool           `json:"serving"`
+	Ack       Ack            `json:"ack"`          // in force
+	OnLoss    OnPeerLoss     `json:"on_peer_loss"` // in force
+	Committed LSN            `json:"committed_lsn"`
+	Acked     LSN            `json:"acked_lsn"`
+	Applied   LSN            `json:"applied_lsn"`
+	Ckpt      LSN            `json:"checkpoint_lsn"`
+	Degraded  []string       `json:"degraded"`
+	Resync    *Progress      `json:"resync,omitempty"`
+	Recovery  Recovery       `json:"recovery"`
+	Counters  Counters       `json:"counters"`
+}
+
+// Progress is that of a full copy.
+type Progress struct {
+	Done  int64 `json:"done_bytes"`
+	Total int64 `json:"total_bytes"`
+}
+
+// Counters count since the volume was opened.
+type Counters struct {
+	Commits          uint64 `json:"commits"`
+	CommittedBytes   uint64 `json:"committed_bytes"`
+	Reads            uint64 `json:"reads"`
+	Checkpoints      uint64 `json:"checkpoints"`
+	CRCFailures      uint64 `json:"crc_failures"`
+	Resends          uint64 `json:"resends"`
+	Reconnects       uint64 `json:"reconnects"`
+	DialFailures     uint64 `json:"dial_failures"`
+	Refused          uint64 `json:"refused_handshakes"`
+	BadBlocks        uint64 `json:"bad_blocks"`
+	RepairedBlocks   uint64 `json:"repaired_blocks"`
+	UnverifiedBlocks int64  `json:"unverified_blocks"`
+	MetadataRepairs  uint64 `json:"metadata_repairs"`
+	MD5Failures      uint64 `json:"md5_failures"`
+}
+
+// Status is the volume's state now.
+func (v *Volume) Status() Status {
+	v.metaMu.Lock()
+	m := v.meta
+	v.metaMu.Unlock()
+	ps := v.pair.Status()
+	last := m.State.History.Last()
+	s := Status{
+		Path: v.path, Size: m.Size, Journal: m.Journal.Len, Class: v.mem.Class().String(),
+		Lineage: m.State.Lineage, Node: fmt.Sprintf("%016x", m.State.Node),
+		Role: v.pair.Role().String(), Peer: ps.Phase, Reason: ps.Reason, Rule: string(ps.Rule),
+		Epoch: last.Epoch, Title: m.State.Title, Serving: v.pair.Serving(), Ack: AckBoth, OnLoss: Block,
+		Committed: v.journal.End(), Acked: v.acked(), Applied: v.Applied(), Ckpt: v.Checkpoint(),
+		Degraded: []string{}, Recovery: v.recovery,
+	}
+	if last.Async {
+		s.Ack = AckAsync
+	}
+	if m.State.Alone {
+		s.OnLoss = Alone
+	}
+	if ps.Phase == "resyncing" {
+		s.Resync = &Progress{ps.Copied, m.Size}
+	}
+	degraded := func(on bool, format string, args ...any) {
+		if on {
+			s.Degraded = append(s.Degraded, fmt.Sprintf(format, args...))
+		}
+	}
+	primary := v.pair.Role() == replicate.Primary
+	v.applyMu.RLock()
+	bad := len(v.bad)
+	v.applyMu.RUnlock()
+	degraded(v.failed.Load() != nil, "persistence failed: %v", errOf(v.failed.Load()))
+	degraded(v.mem.Class().String() == "emulated", "emulated memory: nothing survives a reboot")
+	degraded(v.opt.Peer == nil, "standalone: one copy only")
+	degraded(v.opt.Peer != nil && primary && !last.PeerIn, "alone: the peer is out since LSN %d", last.Start)
+	degraded(primary && v.pair.Required() && ps.Phase != "in-sync", "commits wait for the peer")
+	degraded(last.Async, "async: a failover loses what the peer did not get yet")
+	degraded(v.opt.Peer != nil && ps.Phase != "in-sync", "peer %s: %s", ps.Phase, ps.Reason)
+	degraded(m.State.Resync != nil, "inconsistent: a full copy has not finished")
+	degraded((*node)(v).Damaged(), "journal damaged: %s", v.recovery.Damage)
+	degraded(bad > 0, "%d damaged blocks", bad)
+	degraded(v.unverifieds.Load() > 0, "%d blocks not compared with the peer since a crash", v.unverifieds.Load())
+	pc := v.pair.Counters()
+	s.Counters = Counters{
+		Commits: v.counters.commits.Load(), CommittedBytes: v.counters.bytes.Load(), Reads: v.counters.reads.Load(),
+		Checkpoints: v.counters.checkpts.Load(), CRCFailures: pc.CRCFailures.Load(), Resends: pc.Resends.Load(),
+		Reconnects: pc.Reconnects.Load(), DialFailures: pc.DialFailures.Load(), Refused: pc.Refused.Load(),
+		BadBlocks: v.counters.badBlocks.Load(), RepairedBlocks: v.counters.repaired.Load(),
+		UnverifiedBlocks: v.unverifieds.Load(), MetadataRepairs: v.counters.metaRepairs.Load(),
+		MD5Failures: v.opt.md5Failures(),
+	}
+	return s
+}
+
+func errOf(p *error) error {
+	if p == nil {
+		return nil
+	}
+	return *p
+}

@@ -1,0 +1,83 @@
+package nvmmirror
+
+import (
+	"encoding/binary"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
+)
+
+// table is the block table: per block of the volume 16 bytes
+//
+//	 0  lsn    u64  the LSN after the segment of the last change, 0: never changed
+//	 8  CRC    u32  CRC32C of the block
+//	12  check  u32  CRC32C of lsn, CRC and the block's number (u64)
+//
+// A block's CRC is carried over changes, not recomputed from the medium, so
+// that a flipped bit is not blessed by the next change. Entries are the
+// applier's to change, under the apply lock; a checkpoint flushes them.
+type table struct {
+	mem  pmem.Memory
+	area extent
+}
+
+type entry struct {
+	lsn journal.LSN
+	crc uint32
+}
+
+func (e entry) check(block int64) uint32 {
+	var b [20]byte
+	binary.LittleEndian.PutUint64(b[:], uint64(e.lsn))
+	binary.LittleEndian.PutUint32(b[8:], e.crc)
+	binary.LittleEndian.PutUint64(b[12:], uint64(block))
+	return crc32c.Sum(b[:])
+}
+
+// decodeEntry decodes the entry of a block; ok is false where it is damaged.
+func decodeEntry(b []byte, block int64) (e entry, ok bool) {
+	e.lsn = journal.LSN(binary.LittleEndian.Uint64(b))
+	e.crc = binary.LittleEndian.Uint32(b[8:])
+	return e, e.check(block) == binary.LittleEndian.Uint32(b[12:])
+}
+
+func (t *table) get(block int64) (entry, bool) {
+	off := t.area.Off + block*tableEntry
+	return decodeEntry(t.mem.Bytes()[off:off+tableEntry], block)
+}
+
+// set changes an entry. It becomes durable with the next checkpoint.
+func (t *table) set(block int64, e entry) {
+	off := t.area.Off + block*tableEntry
+	t.mem.Store64(off, uint64(e.lsn))
+	t.mem.Store64(off+8, uint64(e.crc)|uint64(e.check(block))<<32)
+}
+
+// format writes the entries of so many zero blocks.
+func (t *table) format(blocks int64) {
+	e := entry{crc: zeroBlockCRC}
+	buf := make([]byte, 64<<10)
+	for first := int64(0); first < blocks; {
+		n := min(int64(len(buf)/tableEntry), blocks-first)
+		for i := range n {
+			b := buf[i*tableEntry:]
+			binary.LittleEndian.PutUint64(b, 0)
+			binary.LittleEndian.PutUint32(b[8:], e.crc)
+			binary.LittleEndian.PutUint32(b[12:], e.check(first+i))
+		}
+		t.mem.Copy(t.area.Off+first*tableEntry, buf[:n*tableEntry])
+		first += n
+	}
+}
+
+var zeroBlockCRC = crc32c.Sum(make([]byte, blockSize))
+
+// blockSet is a set of blocks.
+type blockSet []uint64
+
+func newBlockSet(blocks int64) blockSet { return make(blockSet, (blocks+63)/64) }
+
+func (s blockSet) has(b int64) bool { return s[b>>6]&(1<<(b&63)) != 0 }
+func (s blockSet) add(b int64)      { s[b>>6] |= 1 << (b & 63) }
+func (s blockSet) remove(b int64)   { s[b>>6] &^= 1 << (b & 63) }

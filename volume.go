@@ -1,0 +1,343 @@
+// Package nvmmirror keeps a volume in persistent memory and mirrors it, commit
+// by commit, to a second machine.
+//
+// A [Volume] is a range of bytes that changes only by transactions. Commit
+// returns when the transaction is durable on both nodes of the pair (or on
+// this one alone where the pair has durably recorded, beforehand, that the
+// peer is out), and visible to readers.
+//
+//	v, err := nvmmirror.Open("/mnt/pmem0/vol0.nvm", nvmmirror.Options{})
+//	tx := v.Begin()
+//	tx.Write(0, []byte("hello"))
+//	lsn, err := tx.Commit(ctx)
+package nvmmirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// LSN is a position in the log: a commit's is the byte after its segment, and
+// an acknowledged LSN at or above it means that the commit is acknowledged.
+type LSN = journal.LSN
+
+// Volume is an open region. All methods are safe for concurrent use.
+//
+// Who may touch what:
+//   - The log belongs to the holder of the committer's role on a primary, to
+//     the session on a secondary.
+//   - Data, block table, dirty, bad and unverified change under applyMu held
+//     for writing, by the log's owner or a repair; readers hold it shared.
+//   - meta changes under metaMu, and only by writing both copies first.
+//     History slices in it are never changed in place.
+//
+// What always holds:
+//   - Data holds exactly the log up to applied (while copying: at least, for
+//     blocks that have been copied).
+//   - checkpoint ≤ applied ≤ End. Blocks changed above the checkpoint are in
+//     dirty. The ring keeps everything from the checkpoint on.
+type Volume struct {
+	path   string
+	mem    pmem.Memory
+	region interface{ Close() error }
+	opt    Options
+	log    *zap.Logger
+
+	metaMu sync.Mutex
+	meta   metadata
+
+	journal   *journal.Log
+	committer *journal.Committer
+	pair      *replicate.Pair
+	table     table
+
+	applyMu     sync.RWMutex
+	applied     atomic.Uint64
+	chain       uint32   // of the segment before applied
+	dirty       blockSet // changed above the checkpoint
+	spare       blockSet // empty; the checkpoint's
+	unverified  blockSet
+	unverifieds atomic.Int64
+	bad         map[int64]bool
+	redoUntil   LSN  // segments below were perhaps applied before a crash
+	copying     bool // blocks arrive in a full copy: apply only what is newer
+
+	checkpointed atomic.Uint64
+	ckptMu       sync.Mutex // one checkpoint at a time
+	ckptKick     chan struct{}
+	wake         chan struct{} // of a driver that waits without a session
+
+	damaged atomic.Bool
+	failed  atomic.Pointer[error] // a persistence error: final until reopened
+	closed  atomic.Bool
+	stop    chan struct{}
+	wg      sync.WaitGroup
+
+	repairMu sync.Mutex
+	repairs  map[int64][]chan error
+
+	recovery Recovery
+	counters counters
+}
+
+type counters struct {
+	commits, bytes, reads         atomic.Uint64
+	repaired, badBlocks, checkpts atomic.Uint64
+	metaRepairs                   atomic.Uint64
+}
+
+// Recovery is what opening the region found.
+type Recovery struct {
+	Clean        bool   `json:"clean"`        // it was closed cleanly
+	From         LSN    `json:"from"`         // checkpoint
+	End          LSN    `json:"end"`          // first invalid segment
+	Applied      LSN    `json:"applied"`      // replayed up to here
+	Segments     int    `json:"segments"`     // valid ones
+	Transactions int    `json:"transactions"` // in them
+	Stop         string `json:"stop"`         // why the segment at End is not valid
+	Damage       string `json:"damage,omitempty"`
+}
+
+// CreateOptions say what to create.
+type CreateOptions struct {
+	Size        int64 // of the volume in bytes, a multiple of 4096
+	JournalSize int64 // of the ring in bytes, a multiple of 2 MiB; 0: 64 MiB
+	// Accept is the weakest device class to create the region on; 0 means
+	// cacheline. Emulated memory is volatile.
+	Accept pmem.Class
+}
+
+// MinJournal is the smallest ring, DefaultJournal the usual one, in bytes.
+const (
+	MinJournal     = pmem.AreaAlign
+	DefaultJournal = 64 << 20
+)
+
+// Create creates a blank region: a volume of zeros that belongs to no lineage
+// yet. It never overwrites anything, and nothing is at path unless it succeeds.
+func Create(path string, o CreateOptions) (err error) {
+	if o.JournalSize == 0 {
+		o.JournalSize = DefaultJournal
+	}
+	switch {
+	case o.Size <= 0 || o.Size%blockSize != 0 || o.Size > 1<<46:
+		return fmt.Errorf("%s: size %d is not a positive multiple of %d bytes up to 64 TiB", path, o.Size, blockSize)
+	case o.JournalSize < MinJournal || o.JournalSize%pmem.AreaAlign != 0 || o.JournalSize > 1<<40:
+		return fmt.Errorf("%s: journal size %d is not a multiple of %d bytes from %d to 1 TiB", path, o.JournalSize, pmem.AreaAlign, MinJournal)
+	}
+	if o.Accept == 0 {
+		o.Accept = pmem.Cacheline
+	}
+	m := layout(o.Size, o.JournalSize)
+	r, err := pmem.Create(path, m.Data.end(), pmem.Options{Accept: o.Accept})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if r.Device() {
+		if _, err := readMetadata(r.Bytes()); !errors.Is(err, ErrNotRegion) {
+			return fmt.Errorf("%s: the device holds a region already; zero its first 4 MiB if it may go", path)
+		}
+	}
+	if err := format(r, m); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return r.Publish()
+}
+
+// format makes mem, which is zero, a blank region. Metadata comes last: before
+// it there is no region.
+func format(mem pmem.Memory, m *metadata) (err error) {
+	defer pmem.Recover(mem, pmem.Arm(), &err)
+	m.Class = mem.Class()
+	m.State.Node = replicate.NewNodeID()
+	t := table{mem, m.Table}
+	t.format(m.Size / blockSize)
+	if err := mem.Fence(); err != nil {
+		return err
+	}
+	return writeMetadata(mem, m)
+}
+
+// Open opens a region: it recovers it, and takes up the role that the region
+// remembers. Close must follow.
+func Open(path string, o Options) (*Volume, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	r, err := pmem.Open(path, pmem.Options{Accept: pmem.Emulated})
+	if err != nil {
+		return nil, err
+	}
+	v, err := openMemory(path, r, o)
+	if err == nil {
+		err = v.checkPlatform(r)
+	}
+	if err == nil {
+		v.region = r
+		err = v.start()
+	}
+	if err != nil {
+		r.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return v, nil
+}
+
+// checkPlatform compares the device with what it was when the region was last
+// open.
+func (v *Volume) checkPlatform(r *pmem.Region) error {
+	if r.Class() < v.meta.Class {
+		return fmt.Errorf("the region was created on %v memory, the file lies on %v, which loses more: move it back, or create a new region there and let the peer fill it", v.meta.Class, r.Class())
+	}
+	count, ok, err := pmem.ShutdownCount(r.Path())
+	if err != nil {
+		return err
+	}
+	if ok && v.meta.Shutdowns != 0 && count != v.meta.Shutdowns && !v.meta.Clean {
+		return &ShutdownError{Have: count, Want: v.meta.Shutdowns}
+	}
+	if ok && count != v.meta.Shutdowns {
+		v.meta.Shutdowns = count
+		return writeMetadata(v.mem, &v.meta)
+	}
+	return nil
+}
+
+// openMemory recovers the region in mem.
+func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) {
+	defer pmem.Recover(mem, pmem.Arm(), &err)
+	c, err := readMetadata(mem.Bytes())
+	if err != nil {
+		return nil, err
+	}
+	if want := c.meta.Data.end(); int64(len(mem.Bytes())) < want {
+		return nil, &LengthError{Have: int64(len(mem.Bytes())), Want: want}
+	}
+	m := c.meta
+	v = &Volume{
+		path: path, mem: mem, opt: o, log: o.Logger, meta: *m,
+		table:    table{mem, m.Table},
+		dirty:    newBlockSet(m.Size / blockSize),
+		bad:      map[int64]bool{},
+		repairs:  map[int64][]chan error{},
+		ckptKick: make(chan struct{}, 1), wake: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	v.spare = newBlockSet(m.Size / blockSize)
+	v.unverified = newBlockSet(m.Size / blockSize)
+	v.journal = journal.NewLog(mem, m.Journal.Off, m.Journal.Len, m.RingBase)
+	if c.repair {
+		v.counters.metaRepairs.Add(1)
+		v.log.Warn("repairing a metadata copy", zap.String("region", path), zap.Errors("copies", c.err[:]))
+		if err := writeMetadata(mem, &v.meta); err != nil {
+			return nil, err
+		}
+	}
+	v.committer = journal.NewCommitter(v.journal, (*sink)(v), o.busyPoll(), errors.New("not serving yet"))
+	if err := v.recover(); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// start takes up the role and begins the work in the background.
+func (v *Volume) start() error {
+	cfg, err := v.opt.pairConfig(v.log)
+	if err != nil {
+		return err
+	}
+	if v.damaged.Load() && cfg.Transport == nil {
+		return fmt.Errorf("%s; this region is opened without a peer: open it with its peer, or restore it", v.recovery.Damage)
+	}
+	v.pair = replicate.New((*node)(v), cfg)
+	// The region is open: what the next start finds is a crash, unless Close
+	// says otherwise.
+	if v.meta.Clean {
+		v.meta.Clean = false
+		if err := writeMetadata(v.mem, &v.meta); err != nil {
+			return err
+		}
+	}
+	if err := v.pair.Start(); err != nil {
+		return err
+	}
+	v.committer.Tick()
+	v.wg.Go(v.checkpointer)
+	return nil
+}
+
+// Close ends the session with the peer and closes the region, cleanly where
+// that is possible. The role stays. Transactions that wait are given the time
+// that a lost peer would get.
+func (v *Volume) Close() error {
+	if v.closed.Swap(true) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), v.opt.timeout())
+	defer cancel()
+	if v.committer.Acquire(ctx) == nil {
+		v.committer.Close(fmt.Errorf("%s: %w", v.path, ErrClosed), nil)
+		if v.committer.Waiting() > 0 && v.pair.Phase() == "in-sync" {
+			v.committer.Drain(ctx)
+		}
+		v.committer.Release()
+	}
+	v.pair.Close()
+	close(v.stop)
+	v.wg.Wait()
+	v.committer.Acquire(context.Background())
+	v.committer.Close(fmt.Errorf("%s: %w", v.path, ErrClosed), fmt.Errorf("%s: %w", v.path, ErrClosed))
+	var err error
+	if v.failed.Load() == nil {
+		err = v.checkpoint(true)
+	}
+	v.committer.Release()
+	v.failRepairs(ErrClosed)
+	// Readers may still be inside; the mapping goes after them.
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if v.region != nil {
+		err = errors.Join(err, v.region.Close())
+	}
+	return err
+}
+
+// Size is the volume's size in bytes.
+func (v *Volume) Size() int64 { return v.meta.Size }
+
+// Promote makes this node the primary. Unforced, it is refused with a
+// [*RefusedError] where that could lose acknowledged data.
+func (v *Volume) Promote(ctx context.Context, force bool) error {
+	return v.pair.Promote(ctx, force)
+}
+
+// Demote makes this node a secondary once all that it took is acknowledged.
+func (v *Volume) Demote(ctx context.Context) error { return v.pair.Demote(ctx) }
+
+// ContinueAlone makes a primary that waits for its lost peer go on without it.
+// Unforced, it is refused with a [*RefusedError] without the title.
+func (v *Volume) ContinueAlone(ctx context.Context, force bool) error {
+	return v.pair.ContinueAlone(ctx, force)
+}
+
+// fail notes a persistence error: nothing more is acknowledged until the
+// region is reopened and reconciled.
+func (v *Volume) fail(err error) error {
+	if err != nil && v.failed.CompareAndSwap(nil, &err) {
+		v.log.Error("persistence failed; this node acknowledges nothing until it is restarted", zap.String("region", v.path), zap.Error(err))
+	}
+	return err
+}
+
+const checkpointEvery = time.Second
