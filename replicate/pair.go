@@ -579,10 +579,10 @@ func (p *Pair) Required() bool { return p.required.Load() }
 
 // Status is the pair as status shows it.
 type Status struct {
-	Phase      string // as Phase
-	Reason     string
-	Rule       Rule  // of the last handshake
-	Copied     int64 // bytes of a full copy so far
+	Phase  string // as Phase
+	Reason string
+	Rule   Rule  // of the last handshake
+	Copied int64 // bytes of a full copy so far
 }
 
 // Status is the pair's state now.

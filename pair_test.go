@@ -1,0 +1,194 @@
+package nvmmirror
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest"
+
+	"github.com/nvmmirror/nvmmirror/pmem"
+)
+
+// freePort asks the kernel for a port.
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// testNode is one node of a pair under test, which can be stopped, crashed
+// and opened again.
+type testNode struct {
+	t    testing.TB
+	name string
+	path string
+	opt  Options
+	*Volume
+}
+
+func (n *testNode) open() {
+	n.t.Helper()
+	v, err := Open(n.path, n.opt)
+	if err != nil {
+		n.t.Fatalf("%s: %v", n.name, err)
+	}
+	n.Volume = v
+}
+
+func (n *testNode) close() {
+	n.t.Helper()
+	if n.Volume == nil {
+		return
+	}
+	if err := n.Volume.Close(); err != nil {
+		n.t.Errorf("%s: close: %v", n.name, err)
+	}
+	n.Volume = nil
+}
+
+// until waits for a state of the node.
+func (n *testNode) until(what string, ok func(Status) bool) Status {
+	n.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		s := n.Status()
+		if ok(s) {
+			return s
+		}
+		if time.Now().After(deadline) {
+			n.t.Fatalf("%s: not %s: %+v", n.name, what, s)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (n *testNode) inSync() {
+	n.t.Helper()
+	n.until("in sync", func(s Status) bool { return s.Peer == "in-sync" })
+}
+
+type testConfig struct {
+	size, journal int64
+	timeout       time.Duration
+	opt           Options
+	quiet         bool
+}
+
+// newPair creates two blank nodes, and opens them.
+func newPair(t testing.TB, c testConfig) (a, b *testNode) {
+	t.Helper()
+	if c.size == 0 {
+		c.size = 4 << 20
+	}
+	if c.journal == 0 {
+		c.journal = 2 << 20
+	}
+	if c.timeout == 0 {
+		c.timeout = 500 * time.Millisecond
+	}
+	dir := shm(t)
+	addr := [2]string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	var nodes [2]*testNode
+	for i, name := range []string{"a", "b"} {
+		o := c.opt
+		o.Logger = zap.NewNop()
+		if !c.quiet {
+			o.Logger = zaptest.NewLogger(t, zaptest.Level(zapcore.DebugLevel)).Named(name)
+		}
+		o.Peer = &Peer{Listen: addr[i], Address: addr[1-i], Key: []byte("a key of both"), Timeout: c.timeout}
+		n := &testNode{t: t, name: name, path: filepath.Join(dir, name), opt: o}
+		if err := Create(n.path, CreateOptions{Size: c.size, JournalSize: c.journal, Accept: pmem.Emulated}); err != nil {
+			t.Fatal(err)
+		}
+		n.open()
+		t.Cleanup(n.close)
+		nodes[i] = n
+	}
+	return nodes[0], nodes[1]
+}
+
+func commit(t testing.TB, n *testNode, off int64, p []byte) LSN {
+	t.Helper()
+	tx := n.Begin()
+	if err := tx.Write(off, p); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	lsn, err := tx.Commit(ctx)
+	if err != nil {
+		t.Fatalf("%s: commit: %v", n.name, err)
+	}
+	return lsn
+}
+
+func content(t testing.TB, n *testNode) []byte {
+	t.Helper()
+	p := make([]byte, n.Size())
+	if _, err := n.ReadAt(p, 0); err != nil {
+		t.Fatalf("%s: read: %v", n.name, err)
+	}
+	return p
+}
+
+func TestPairFailover(t *testing.T) {
+	a, b := newPair(t, testConfig{})
+	ctx := context.Background()
+	if err := a.Promote(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	a.inSync()
+	rng := rand.New(rand.NewPCG(1, 2))
+	model := make([]byte, a.Size())
+	for range 3000 {
+		off := rng.Int64N(a.Size() - 9000)
+		p := make([]byte, 1+rng.IntN(9000))
+		for i := range p {
+			p[i] = byte(rng.Uint32())
+		}
+		commit(t, a, off, p)
+		copy(model[off:], p)
+	}
+	big := bytes.Repeat([]byte("big"), 100000)
+	commit(t, a, 12345, big)
+	copy(model[12345:], big)
+	if !bytes.Equal(content(t, a), model) {
+		t.Fatal("primary differs from the model")
+	}
+	a.close()
+	b.until("lost", func(s Status) bool { return s.Peer == "lost" })
+	if err := b.Promote(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(content(t, b), model) {
+		t.Fatal("promoted secondary differs from the model")
+	}
+	commit(t, b, 0, []byte("after"))
+	copy(model, "after")
+	a.open()
+	a.inSync()
+	b.inSync()
+	commit(t, b, 100, []byte("again"))
+	copy(model[100:], "again")
+	if err := b.Demote(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Promote(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(content(t, a), model) {
+		t.Fatal("old primary differs from the model")
+	}
+}
