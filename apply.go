@@ -33,7 +33,7 @@ func (v *Volume) apply(upTo LSN) (err error) {
 			return err
 		}
 	}
-	if v.Applied()-v.Checkpoint() > LSN(ring.Size()/4) {
+	if v.checkpointDue() {
 		v.kickCheckpoint()
 	}
 	return nil

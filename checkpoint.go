@@ -31,7 +31,9 @@ func (v *Volume) checkpointer() {
 		case <-v.stop:
 			return
 		case <-v.ckptKick:
-			v.runCheckpoint()
+			if v.checkpointDue() { // it may have been kicked during the last one
+				v.runCheckpoint()
+			}
 		case <-t.C:
 			v.committer.Tick() // what a caller that gave up left behind
 			v.compareUnverified()
@@ -42,6 +44,11 @@ func (v *Volume) checkpointer() {
 			}
 		}
 	}
+}
+
+// checkpointDue: a quarter of the ring lies above the checkpoint.
+func (v *Volume) checkpointDue() bool {
+	return v.Applied()-v.Checkpoint() > LSN(v.meta.Journal.Len/4)
 }
 
 // ackedUnstored: idle, and metadata does not say yet how far the log is

@@ -12,7 +12,7 @@ import (
 //
 //	 0  lsn    u64  the LSN after the segment of the last change, 0: never changed
 //	 8  CRC    u32  CRC32C of the block
-//	12  check  u32  CRC32C of lsn, CRC and the block's number (u64)
+//	12  check  u32  CRC32C of lsn (u64), CRC (u64) and the block's number (u64)
 //
 // A block's CRC is carried over changes, not recomputed from the medium, so
 // that a flipped bit is not blessed by the next change. Entries are the
@@ -28,11 +28,7 @@ type entry struct {
 }
 
 func (e entry) check(block int64) uint32 {
-	var b [20]byte
-	binary.LittleEndian.PutUint64(b[:], uint64(e.lsn))
-	binary.LittleEndian.PutUint32(b[8:], e.crc)
-	binary.LittleEndian.PutUint64(b[12:], uint64(block))
-	return crc32c.Sum(b[:])
+	return crc32c.SumWords(uint64(e.lsn), uint64(e.crc), uint64(block))
 }
 
 // decodeEntry decodes the entry of a block; ok is false where it is damaged.

@@ -334,7 +334,10 @@ func (v *Volume) ContinueAlone(ctx context.Context, force bool) error {
 // fail notes a persistence error: nothing more is acknowledged until the
 // region is reopened and reconciled.
 func (v *Volume) fail(err error) error {
-	if err != nil && v.failed.CompareAndSwap(nil, &err) {
+	if err == nil {
+		return nil
+	}
+	if final := err; v.failed.CompareAndSwap(nil, &final) {
 		v.log.Error("persistence failed; this node acknowledges nothing until it is restarted", zap.String("region", v.path), zap.Error(err))
 	}
 	return err

@@ -234,7 +234,10 @@ func (p *Pair) join(s *session) error {
 	st = p.node.State()
 	p.node.Log().SetEpoch(st.History.Last().Epoch)
 	p.fresh = false
-	// From here on nothing may be acknowledged without the peer.
+	// From here on nothing may be acknowledged without the peer. It cannot be
+	// promoted before it has answered this, and then waits the lease out: so
+	// the lease may begin before the answer.
+	p.renewLease(boottime())
 	p.required.Store(!p.cfg.Async)
 
 	j.History = st.History

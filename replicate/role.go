@@ -154,26 +154,53 @@ func (p *Pair) ContinueAlone(ctx context.Context, force bool) error {
 }
 
 // Promote makes this node the primary: unforced only by the title, or, on a
-// blank node, with an equally blank peer connected.
+// blank node, with an equally blank peer connected. While the peer is
+// connected, what stands in the way is given the timeout to pass: a peer that
+// was just demoted may still be handing over.
 func (p *Pair) Promote(ctx context.Context, force bool) error {
-	st := p.node.State()
-	switch {
-	case st.Role == Primary:
-		return nil
-	case st.Resync != nil:
-		return &RefusedError{"a full copy onto this node has not finished: it does not hold the whole volume"}
-	case p.node.Damaged() && !force:
-		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the primary, which can repair it, or force it and lose that"}
-	case st.Blank() && !force:
+	if st := p.node.State(); st.Blank() && !force {
 		if err := p.waitBlankPeer(ctx); err != nil {
 			return err
 		}
-	case !st.Blank() && !st.Title && !force:
+		return p.between(ctx, p.becomePrimary)
+	}
+	for start := boottime(); ; {
+		if p.node.State().Role == Primary {
+			return nil
+		}
+		err := p.promotable(force)
+		if err == nil {
+			return p.between(ctx, p.becomePrimary)
+		}
+		if boottime()-start > p.cfg.Timeout || !p.connected() || !wait(ctx, p.cfg.Timeout/200) {
+			return err
+		}
+	}
+}
+
+// promotable says what stands in the way of promoting this node.
+func (p *Pair) promotable(force bool) error {
+	st := p.node.State()
+	switch {
+	case st.Resync != nil:
+		return &RefusedError{"a full copy onto this node has not finished: it does not hold the whole volume"}
+	case force:
+		return nil
+	case p.node.Damaged():
+		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the primary, which can repair it, or force it and lose that"}
+	case !st.Title:
 		return &RefusedError{"this node does not hold the title, so the other may have acknowledged what is not here; promote the other, or make sure that it is down for good and use force"}
-	case p.primaryAlive() && !force:
+	case p.primaryAlive():
 		return &RefusedError{"the peer is primary and connected; demote it first"}
 	}
-	return p.between(ctx, p.becomePrimary)
+	return nil
+}
+
+// connected reports whether a session is up.
+func (p *Pair) connected() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.phase != phaseLost && p.phase != phaseNone && p.phase != phaseRefused
 }
 
 // primaryAlive reports whether a session with a primary peer is up.

@@ -517,6 +517,7 @@ func (r *receiver) join(body []byte) error {
 	r.history = j.History
 	r.p.setPhase(phaseInSync, "")
 	r.p.log.Info("in sync", zap.Uint64("lsn", uint64(r.end)), zap.Stringer("epoch", last.Epoch), zap.Bool("title", r.p.node.State().Title))
+	r.p.lastAnswer.Store(int64(boottime()))
 	r.s.send(message{typ: msgJoined}, nil)
 	return r.s.flush()
 }

@@ -1,6 +1,7 @@
 package crc32c
 
 import (
+	"encoding/binary"
 	"hash/crc32"
 	"testing"
 
@@ -36,6 +37,19 @@ func TestCombineAndPatch(t *testing.T) {
 		copy(whole[lo:hi], repl)
 		if want := Sum(whole); got != want {
 			t.Fatalf("Patch = %#x, want %#x", got, want)
+		}
+	})
+}
+
+func TestSumWords(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		words := rapid.SliceOfN(rapid.Uint64(), 0, 5).Draw(t, "words")
+		var p []byte
+		for _, w := range words {
+			p = binary.LittleEndian.AppendUint64(p, w)
+		}
+		if got, want := SumWords(words...), Sum(p); got != want {
+			t.Fatalf("SumWords = %#x, want %#x", got, want)
 		}
 	})
 }
