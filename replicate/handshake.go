@@ -145,28 +145,42 @@ func (p *Pair) handshake(s *session) error {
 	return &RefusedVerdict{v}
 }
 
-// idle keeps a session on which nothing is shipped. A former primary hands
-// the title to a peer that has all that it has: a planned switch-over.
+// idle keeps a session on which nothing is shipped. Where both logs are equal
+// the title can move: a former primary offers it, which makes a planned
+// switch-over, and a node that is to be promoted asks for it.
 func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 	p.setPhase(phaseConnected, string(v.Rule)+": "+v.Why)
 	theirs := s.peer
 	equal := v.Rule == RuleNoPrimary && mine.End == v.From && theirs.End == v.From && len(mine.History) > 0 &&
 		mine.History.Last() == theirs.History.Last() && !mine.Inconsistent && !theirs.Inconsistent && !mine.Damaged && !theirs.Damaged
+	asked := false
 	if equal && mine.Title && !theirs.Title && mine.History.Last().Epoch.Node == mine.Node {
-		err := p.node.Update(func(st *State) error { st.Title = false; return nil })
-		if err != nil {
+		if err := p.setTitle(false); err != nil {
 			return err
 		}
 		s.sendJSON(msgJoin, join{History: mine.History, Alone: p.node.State().Alone, Title: titleTake})
-		p.log.Info("handing the title to the peer")
 	}
 	for {
+		if equal && p.wantTitle.Swap(false) && !p.node.State().Title {
+			asked = true
+			s.sendJSON(msgJoin, join{History: mine.History, Alone: p.node.State().Alone, Title: titleRelease})
+			if err := s.flush(); err != nil {
+				return err
+			}
+		}
 		m, body, err := s.readAny()
 		if err != nil {
 			return err
 		}
 		switch m.typ {
-		case msgHeartbeat, msgAck, msgJoined:
+		case msgHeartbeat, msgAck:
+		case msgJoined:
+			if asked && m.a == 1 {
+				if err := p.setTitle(true); err != nil {
+					return err
+				}
+			}
+			asked = false
 		case msgBye:
 			return &ErrClosedByPeer{string(body)}
 		case msgJoin:
@@ -174,18 +188,42 @@ func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 			if err := unmarshal(msgJoin, body, &j); err != nil {
 				return err
 			}
-			if !equal || j.Title != titleTake || mine.Title {
-				return &WireError{"handed a title that this node cannot take"}
-			}
-			if err := p.node.Update(func(st *State) error { st.Title = true; return nil }); err != nil {
+			if err := p.moveTitle(s, j.Title, equal); err != nil {
 				return err
 			}
-			p.log.Info("took the title")
-			s.send(message{typ: msgJoined}, nil)
 		default:
 			return &WireError{fmt.Sprintf("message type %d on an idle session", m.typ)}
 		}
 	}
+}
+
+// moveTitle does what the peer of an idle session asks of the title. A 1 in
+// the answer says that it was given up here.
+func (p *Pair) moveTitle(s *session, t title, equal bool) error {
+	var given uint64
+	switch {
+	case !equal:
+		return &WireError{"the title cannot move: the logs are not equal"}
+	case t == titleTake:
+		if err := p.setTitle(true); err != nil {
+			return err
+		}
+	case t == titleRelease && p.node.State().Title:
+		if err := p.setTitle(false); err != nil {
+			return err
+		}
+		given = 1
+	}
+	s.send(message{typ: msgJoined, a: given}, nil)
+	return s.flush()
+}
+
+func (p *Pair) setTitle(on bool) error {
+	if err := p.node.Update(func(st *State) error { st.Title = on; return nil }); err != nil {
+		return err
+	}
+	p.log.Info("title", zap.Bool("here", on))
+	return nil
 }
 
 // readAny waits for one message.

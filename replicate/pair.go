@@ -79,7 +79,6 @@ type Pair struct {
 	offers chan *session // accepted, hello read
 	calls  chan *call    // work between sessions
 	kick   chan struct{} // look at requests now
-	diag   func() string // why no connection comes about
 
 	// Read by committers and readers.
 	insync     atomic.Pointer[session] // set by join; only the role's holder uses it
@@ -93,12 +92,13 @@ type Pair struct {
 	copied     atomic.Int64 // bytes of a full copy so far
 
 	// Of run, and of the session goroutine that it waits for.
-	ready    chan struct{} // closed once the node serves, or will not as it is
-	readied  sync.Once
-	serving  atomic.Bool
-	fresh    bool          // a primary that has not minted an epoch since it started
-	sessions int           // so far
-	lost     time.Duration // boottime; when the peer was last heard of
+	ready     chan struct{} // closed once the node serves, or will not as it is
+	readied   sync.Once
+	wantTitle atomic.Bool // a promotion waits for the title
+	serving   atomic.Bool
+	fresh     bool          // a primary that has not minted an epoch since it started
+	sessions  int           // so far
+	lost      time.Duration // boottime; when the peer was last heard of
 
 	mu      sync.Mutex
 	phase   phase

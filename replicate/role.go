@@ -164,7 +164,9 @@ func (p *Pair) Promote(ctx context.Context, force bool) error {
 		}
 		return p.between(ctx, p.becomePrimary)
 	}
+	defer p.wantTitle.Store(false)
 	for start := boottime(); ; {
+		p.wantTitle.Store(true)
 		if p.node.State().Role == Primary {
 			return nil
 		}

@@ -146,7 +146,7 @@ type receiver struct {
 	ended    bool // the source has sent all blocks; they hold the log up to copyEnd
 	ackDue   bool
 	ckpt     journal.LSN // the checkpoint that was acknowledged last
-	hint     journal.LSN
+	hint     journal.LSN // acknowledged by all, as the primary said last
 }
 
 func (r *receiver) run() (err error) {
@@ -195,9 +195,6 @@ func (r *receiver) consume() error {
 		} else {
 			err = r.message()
 		}
-		if err == errPartial {
-			break
-		}
 		if err != nil {
 			return err
 		}
@@ -207,6 +204,9 @@ func (r *receiver) consume() error {
 			return err
 		}
 		r.ackDue = true
+	}
+	if hint := uint64(min(r.hint, r.log.End())); hint > r.p.peerAcked.Load() {
+		r.p.peerAcked.Store(hint)
 	}
 	if r.ackDue {
 		r.ackDue = false
@@ -230,9 +230,6 @@ func (r *receiver) consume() error {
 	}
 	return nil
 }
-
-// errPartial: the stage holds only a part of what comes next.
-var errPartial = fmt.Errorf("more is to come")
 
 // segment takes a segment that is its own frame.
 func (r *receiver) segment(p []byte) error {
@@ -339,19 +336,22 @@ func (r *receiver) message() error {
 		s.r += headerSize
 		return r.blocks(&m)
 	}
-	body, ok, err := s.tryMessage(&m)
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return errPartial
+	s.r += headerSize
+	var body []byte
+	if m.length > 0 {
+		body = make([]byte, m.length)
+		if err := s.readFull(body); err != nil {
+			return err
+		}
+		if err := s.checkBody(&m, body); err != nil {
+			return err
+		}
 	}
 	switch m.typ {
 	case msgHeartbeat:
 		s.echo = m.a
 		r.hint = journal.LSN(m.b)
 		r.ackDue = true
-		r.p.peerAcked.Store(uint64(min(r.hint, r.log.End())))
 		return nil
 	case msgJoin:
 		return r.join(body)
