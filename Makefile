@@ -55,3 +55,9 @@ install: build
 
 clean:
 	rm -rf $(BIN) cover.out
+
+# Drops each flush and fence that the code issues, one after the other, and
+# wants the crash simulator to notice.
+.PHONY: mutants
+mutants:
+	NVMMIRROR_MUTANTS=1 $(GO) test -run TestMutants -timeout 10m -v .

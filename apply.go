@@ -85,16 +85,17 @@ func (v *Volume) applyBlock(b int64, lo int, p []byte, lsn LSN, redo bool) {
 	if v.copying && ok && e.lsn >= lsn {
 		return // the copied block holds it already
 	}
-	off := v.meta.Data.Off + b*blockSize + int64(lo)
+	off := v.data.Off + b*blockSize + int64(lo)
 	switch {
 	case len(p) == blockSize:
 		v.mem.Copy(off, p)
 		v.table.set(b, entry{lsn, crc32c.Sum(p)})
 		v.trust(b)
-	case redo:
-		// What the block held when its entry was last written is not known:
-		// a crash may have kept any part of later changes. The checksum is
-		// taken anew, and the block counts as unverified.
+	case redo && !v.dirty.has(b) && (!ok || crc32c.Sum(v.block(b)) != e.crc):
+		// A crash may have kept any part of the changes above the checkpoint,
+		// in the block and in its entry. They are made again; what else the
+		// block holds cannot be judged: its checksum is taken anew, and it
+		// counts as unverified.
 		v.mem.Write(off, p)
 		v.table.set(b, entry{lsn, crc32c.Sum(v.block(b))})
 		v.distrust(b)
@@ -115,7 +116,7 @@ func (v *Volume) applyBlock(b int64, lo int, p []byte, lsn LSN, redo bool) {
 
 // block is a block's data.
 func (v *Volume) block(b int64) []byte {
-	off := v.meta.Data.Off + b*blockSize
+	off := v.data.Off + b*blockSize
 	return v.mem.Bytes()[off : off+blockSize : off+blockSize]
 }
 

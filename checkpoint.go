@@ -7,6 +7,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
@@ -46,9 +47,20 @@ func (v *Volume) checkpointer() {
 	}
 }
 
-// checkpointDue: a quarter of the ring lies above the checkpoint.
+// checkpointDue: a quarter of the ring lies above the checkpoint, or half of
+// the epochs that a history keeps.
 func (v *Volume) checkpointDue() bool {
-	return v.Applied()-v.Checkpoint() > LSN(v.meta.Journal.Len/4)
+	return v.Applied()-v.Checkpoint() > LSN(v.ring.Len/4) || v.crowded()
+}
+
+// crowded: many epochs began above the checkpoint. The history is bounded, and
+// one that is pruned beyond the checkpoint makes the log there foreign.
+func (v *Volume) crowded() bool {
+	v.metaMu.Lock()
+	defer v.metaMu.Unlock()
+	h := v.meta.State.History
+	half := len(h) - journal.MaxHistory/2
+	return half >= 0 && h[half].Start > v.meta.Checkpoint.LSN
 }
 
 // ackedUnstored: idle, and metadata does not say yet how far the log is
@@ -106,7 +118,9 @@ func (v *Volume) checkpoint(clean bool) (err error) {
 		c.Epoch = e.Epoch
 		m.Checkpoint = c
 		m.State.Acked = max(m.State.Acked, v.acked())
-		m.Clean = clean
+		// What lies above a checkpoint below redoUntil may have been applied
+		// in part before a crash: the next recovery still has to know.
+		m.Clean = clean && c.LSN >= v.redoUntil
 		return nil
 	})
 	if err != nil {
@@ -124,7 +138,7 @@ func (v *Volume) flushBlocks(set blockSet) {
 	for w, word := range set {
 		for ; word != 0; word &= word - 1 {
 			b := int64(w*64 + bits.TrailingZeros64(word))
-			v.mem.Flush(v.meta.Data.Off+b*blockSize, blockSize)
+			v.mem.Flush(v.data.Off+b*blockSize, blockSize)
 			entry := v.table.area.Off + b*tableEntry
 			if l := entry / pmem.LineSize; l != line {
 				line = l

@@ -290,20 +290,28 @@ func layout(size, journalSize int64) *metadata {
 type copies struct {
 	meta   *metadata
 	err    [2]error // of each copy
-	repair bool     // one of them is not the newest
+	repair bool     // one of them is not the newest:
+	stale  int      // this one
 }
 
 // readMetadata reads both copies and takes the newest valid one.
-func readMetadata(mem []byte) (copies, error) {
+func readMetadata(mem []byte) (copies, error) { return readCopies(metadataBytes(mem)) }
+
+// metadataBytes is where the two copies lie; nil for one that is cut off.
+func metadataBytes(mem []byte) (raw [2][]byte) {
+	for i := range raw {
+		if off := i * metaArea; len(mem) >= off+metaMax {
+			raw[i] = mem[off : off+metaMax : off+metaMax]
+		}
+	}
+	return raw
+}
+
+func readCopies(raw [2][]byte) (copies, error) {
 	var c copies
 	var m [2]*metadata
 	for i := range m {
-		off := i * metaArea
-		if len(mem) < off+metaMax {
-			c.err[i] = errMetaShort
-			continue
-		}
-		m[i], c.err[i] = decodeMetadata(mem[off : off+metaMax])
+		m[i], c.err[i] = decodeMetadata(raw[i])
 	}
 	for i := range m {
 		var newer *NewerError
@@ -313,21 +321,31 @@ func readMetadata(mem []byte) (copies, error) {
 	}
 	switch {
 	case c.err[0] == nil && c.err[1] == nil:
-		c.meta = m[0]
+		c.meta, c.stale = m[0], 1
 		if m[1].Generation > m[0].Generation {
-			c.meta = m[1]
+			c.meta, c.stale = m[1], 0
 		}
 		c.repair = m[0].Generation != m[1].Generation
 	case c.err[0] == nil:
-		c.meta, c.repair = m[0], true
+		c.meta, c.repair, c.stale = m[0], true, 1
 	case c.err[1] == nil:
-		c.meta, c.repair = m[1], true
-	case errors.Is(c.err[0], errNoMagic) && errors.Is(c.err[1], errNoMagic), len(mem) < metaMax:
+		c.meta, c.repair, c.stale = m[1], true, 0
+	case errors.Is(c.err[0], errNoMagic) && errors.Is(c.err[1], errNoMagic), raw[0] == nil:
 		return c, ErrNotRegion
 	default:
 		return c, &CorruptError{What: "both metadata copies", Detail: fmt.Sprintf("A: %v; B: %v", c.err[0], c.err[1])}
 	}
 	return c, nil
+}
+
+// repairMetadata rewrites the copy that is not the newest. The newest is not
+// touched: a crash meanwhile must leave it.
+func repairMetadata(mem pmem.Memory, c copies) error {
+	mem.Copy(int64(c.stale)*metaArea, c.meta.encode(make([]byte, metaMax)))
+	if err := mem.Fence(); err != nil {
+		return fmt.Errorf("metadata: %w", err)
+	}
+	return nil
 }
 
 // writeMetadata writes m with the next generation to both copies. m is

@@ -27,7 +27,7 @@ func (n *node) Apply(upTo LSN) error          { return n.v().apply(upTo) }
 func (n *node) Damaged() bool                 { return n.damaged.Load() && n.journal.End() < n.redoUntil }
 func (n *node) Geometry() replicate.Geometry  { return n.v().geometry() }
 func (v *Volume) geometry() replicate.Geometry {
-	return replicate.Geometry{Size: v.meta.Size, Journal: v.meta.Journal.Len, Block: blockSize}
+	return replicate.Geometry{Size: v.size, Journal: v.ring.Len, Block: blockSize}
 }
 
 func (n *node) State() replicate.State {
@@ -37,10 +37,14 @@ func (n *node) State() replicate.State {
 }
 
 func (n *node) Update(f func(*replicate.State) error) error {
-	return n.v().updateMeta(func(m *metadata) error {
+	err := n.v().updateMeta(func(m *metadata) error {
 		m.State = m.State.Clone()
 		return f(&m.State)
 	})
+	if err == nil && n.v().crowded() {
+		n.v().kickCheckpoint()
+	}
+	return err
 }
 
 // Truncate drops the log from lsn on. The history, durable before, gives
@@ -51,6 +55,39 @@ func (n *node) Truncate(lsn LSN, chain uint32) error {
 		return fmt.Errorf("the log was applied up to LSN %d, it cannot be cut at %d", n.Applied(), lsn)
 	}
 	n.journal.Reset(lsn, chain)
+	if !n.damaged.Load() {
+		// What takes its place was never applied before: it is no redo.
+		n.applyMu.Lock()
+		n.redoUntil = min(n.redoUntil, lsn)
+		n.applyMu.Unlock()
+	}
+	return nil
+}
+
+// AcceptLoss: the log ends where the damage begins. Blocks that were changed
+// by log beyond it hold parts of what is lost: their entries move back to the
+// log's end, so that no later recovery misses log that will never be there,
+// and they count as unverified.
+func (n *node) AcceptLoss() (err error) {
+	v := n.v()
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	end := v.journal.End()
+	touched := newBlockSet(v.size / blockSize)
+	for b := range v.size / blockSize {
+		if e, ok := v.table.get(b); ok && e.lsn > end {
+			v.table.set(b, entry{end, crc32c.Sum(v.block(b))})
+			v.distrust(b)
+			touched.add(b)
+		}
+	}
+	v.flushBlocks(touched)
+	if err := v.mem.Fence(); err != nil {
+		return v.fail(err)
+	}
+	v.damaged.Store(false)
+	v.redoUntil = end
 	return nil
 }
 
@@ -116,7 +153,7 @@ func (n *node) CopyBlocks(first uint32, src []byte, info []replicate.BlockInfo) 
 	defer n.applyMu.Unlock()
 	for i, in := range info {
 		b := int64(first) + int64(i)
-		n.mem.Copy(n.meta.Data.Off+b*blockSize, src[i*blockSize:][:blockSize])
+		n.mem.Copy(n.data.Off+b*blockSize, src[i*blockSize:][:blockSize])
 		n.table.set(b, entry{in.LSN, in.CRC})
 		n.dirty.add(b)
 	}

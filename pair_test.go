@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
 // freePort asks the kernel for a port.
@@ -35,11 +37,17 @@ type testNode struct {
 	name string
 	path string
 	opt  Options
+	wire *wire // nil: the node has its transport from its options
 	*Volume
+
+	endOnDisk LSN // of the log, when the closed region was last edited
 }
 
 func (n *testNode) open() {
 	n.t.Helper()
+	if n.wire != nil {
+		n.wire.dead.Store(false)
+	}
 	v, err := Open(n.path, n.opt)
 	if err != nil {
 		n.t.Fatalf("%s: %v", n.name, err)
@@ -84,6 +92,9 @@ type testConfig struct {
 	timeout       time.Duration
 	opt           Options
 	quiet         bool
+	plain         bool // TCP without signatures
+	bare          bool // no faults between node and transport
+	key           [2]string
 }
 
 // newPair creates two blank nodes, and opens them.
@@ -100,6 +111,10 @@ func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 	}
 	dir := shm(t)
 	addr := [2]string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	if c.key[0] == "" {
+		c.key = [2]string{"a key of both", "a key of both"}
+	}
+	l := newLink()
 	var nodes [2]*testNode
 	for i, name := range []string{"a", "b"} {
 		o := c.opt
@@ -107,8 +122,12 @@ func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 		if !c.quiet {
 			o.Logger = zaptest.NewLogger(t, zaptest.Level(zapcore.DebugLevel)).Named(name)
 		}
-		o.Peer = &Peer{Listen: addr[i], Address: addr[1-i], Key: []byte("a key of both"), Timeout: c.timeout}
+		o.Peer = &Peer{Listen: addr[i], Address: addr[1-i], Key: []byte(c.key[i]), Timeout: c.timeout}
 		n := &testNode{t: t, name: name, path: filepath.Join(dir, name), opt: o}
+		if !c.bare {
+			n.wire = &wire{Transport: newTransport(t, c.plain, c.key[i], c.timeout), link: l}
+			n.opt.Peer.Transport = n.wire
+		}
 		if err := Create(n.path, CreateOptions{Size: c.size, JournalSize: c.journal, Accept: pmem.Emulated}); err != nil {
 			t.Fatal(err)
 		}
@@ -117,6 +136,23 @@ func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 		nodes[i] = n
 	}
 	return nodes[0], nodes[1]
+}
+
+// newTransport connects to 127.0.0.1.
+func newTransport(t testing.TB, plain bool, key string, timeout time.Duration) (tr transport.Transport) {
+	t.Helper()
+	peer := netip.MustParseAddr("127.0.0.1")
+	o := transport.Options{UserTimeout: timeout}
+	var err error
+	if plain {
+		tr, err = transport.NewPlain(peer, o)
+	} else {
+		tr, err = transport.NewMD5Sig(peer, []byte(key), o)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr
 }
 
 func commit(t testing.TB, n *testNode, off int64, p []byte) LSN {

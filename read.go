@@ -21,12 +21,12 @@ func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("%w: offset %d", ErrOutOfRange, off)
 	}
-	if off >= v.meta.Size {
+	if off >= v.size {
 		return 0, io.EOF
 	}
-	eof := int64(len(p)) > v.meta.Size-off
+	eof := int64(len(p)) > v.size-off
 	if eof {
-		p = p[:v.meta.Size-off]
+		p = p[:v.size-off]
 	}
 	v.counters.reads.Add(1)
 	for tries := 0; ; tries++ {
@@ -168,7 +168,7 @@ func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, appl
 	default:
 		return errRetryRepair
 	}
-	v.mem.Copy(v.meta.Data.Off+b*blockSize, data)
+	v.mem.Copy(v.data.Off+b*blockSize, data)
 	v.table.set(b, entry{info.LSN, info.CRC})
 	v.dirty.add(b)
 	if !info.Unverified {
@@ -183,15 +183,21 @@ func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, appl
 var errRetryRepair = fmt.Errorf("the peer's block is of another moment; try again")
 
 // compareUnverified asks the peer for some of the blocks whose checksums were
-// taken anew after a crash.
+// taken anew after a crash, and for damaged ones that could not be repaired
+// yet: the peer was not there, or its block was of another moment.
 func (v *Volume) compareUnverified() {
-	if v.unverifieds.Load() == 0 || v.pair.Phase() != "in-sync" {
+	if v.pair.Phase() != "in-sync" {
 		return
 	}
 	const atOnce = 256
 	v.applyMu.RLock()
 	var ask []uint32
-	for w := 0; w < len(v.unverified) && len(ask) < atOnce; w++ {
+	for b := range v.bad {
+		if len(ask) < atOnce/2 {
+			ask = append(ask, uint32(b))
+		}
+	}
+	for w := 0; v.unverifieds.Load() > 0 && w < len(v.unverified) && len(ask) < atOnce; w++ {
 		for i := range 64 {
 			if v.unverified[w]&(1<<i) != 0 && len(ask) < atOnce {
 				ask = append(ask, uint32(w*64+i))

@@ -7,6 +7,8 @@ import (
 	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
+const copyUnfinished = "a full copy onto this node did not finish"
+
 // recover finds the end of the log, makes durable what it accepts, and brings
 // the data up to date. It is idempotent: a crash within it changes nothing.
 //
@@ -27,11 +29,11 @@ func (v *Volume) recover() error {
 		v.applied.Store(uint64(r.Fork))
 		v.checkpointed.Store(uint64(r.Fork))
 		v.copying = true
-		v.recovery = Recovery{From: r.Fork, End: r.Fork, Applied: r.Fork, Stop: "a full copy onto this node did not finish"}
+		v.recovery = Recovery{From: r.Fork, End: r.Fork, Applied: r.Fork, Stop: copyUnfinished}
 		v.log.Warn("inconsistent: a full copy onto this node did not finish", zap.String("region", v.path))
 		return nil
 	}
-	scan, err := journal.ScanFrom(v.journal.Ring(), m.State.History, ckpt.LSN, ckpt.Chain, m.State.Acked)
+	scan, err := survey(v.mem.Bytes(), m)
 	if err != nil {
 		return err
 	}
@@ -41,7 +43,7 @@ func (v *Volume) recover() error {
 	v.journal.Reset(scan.End, scan.Chain)
 	last, _ := m.State.History.At(scan.End)
 	v.journal.SetEpoch(last.Epoch)
-	m.State.Acked = min(scan.Acked, scan.End)
+	m.State.Acked = scan.Acked // above the end where the log is damaged: the next recovery must know
 	v.recovery = Recovery{
 		Clean: m.Clean, From: scan.From, End: scan.End,
 		Segments: scan.Segments, Transactions: scan.Transactions, Stop: scan.Stop.Error(),
@@ -63,14 +65,30 @@ func (v *Volume) recover() error {
 	v.log.Info("recovered", zap.String("region", v.path), zap.Bool("clean", m.Clean),
 		zap.Uint64("from", uint64(scan.From)), zap.Uint64("end", uint64(scan.End)), zap.Uint64("applied", uint64(v.Applied())),
 		zap.Int("segments", scan.Segments), zap.Int("transactions", scan.Transactions), zap.String("stop", v.recovery.Stop))
+	if scan.Damage == nil && v.crowded() {
+		return v.checkpoint(false) // before this start mints one more
+	}
 	return nil
+}
+
+// survey scans the log from the checkpoint on. What is applied was persistent
+// and acknowledged before, so the newest entry of the block table says how far
+// the log went at least: where it does not reach so far, that is damage and
+// not a torn tail.
+func survey(mem []byte, m *metadata) (journal.Scan, error) {
+	ring := journal.Ring{Bytes: mem[m.Journal.Off:m.Journal.end():m.Journal.end()], Base: m.RingBase}
+	acked := m.State.Acked
+	if !m.Clean {
+		acked = max(acked, newestEntry(mem[m.Table.Off:], m.Size/blockSize))
+	}
+	return journal.ScanFrom(ring, m.State.History, m.Checkpoint.LSN, m.Checkpoint.Chain, acked)
 }
 
 // applyLimit is how far a recovering node may apply its log.
 func applyLimit(m *metadata, end LSN) LSN {
 	if m.State.Role == replicate.Primary {
 		if e, ok := m.State.History.At(end); ok && e.BothIn() {
-			return max(m.State.Acked, m.Checkpoint.LSN)
+			return min(end, max(m.State.Acked, m.Checkpoint.LSN))
 		}
 	}
 	return end

@@ -95,7 +95,7 @@ func (v *Volume) Status() Status {
 	degraded(v.mem.Class().String() == "emulated", "emulated memory: nothing survives a reboot")
 	degraded(v.opt.Peer == nil, "standalone: one copy only")
 	degraded(v.opt.Peer != nil && primary && !last.PeerIn, "alone: the peer is out since LSN %d", last.Start)
-	degraded(primary && v.pair.Required() && ps.Phase != "in-sync", "commits wait for the peer")
+	degraded(primary && (v.pair.Required() && ps.Phase != "in-sync" || !v.pair.Serving()), "commits wait for the peer")
 	degraded(last.Async, "async: a failover loses what the peer did not get yet")
 	degraded(v.opt.Peer != nil && ps.Phase != "in-sync", "peer %s: %s", ps.Phase, ps.Reason)
 	degraded(m.State.Resync != nil, "inconsistent: a full copy has not finished")

@@ -38,6 +38,19 @@ func decodeEntry(b []byte, block int64) (e entry, ok bool) {
 	return e, e.check(block) == binary.LittleEndian.Uint32(b[12:])
 }
 
+// newestEntry is the highest LSN of the valid entries of so many blocks.
+func newestEntry(area []byte, blocks int64) (newest journal.LSN) {
+	for b := range blocks {
+		p := area[b*tableEntry:][:tableEntry]
+		if journal.LSN(binary.LittleEndian.Uint64(p)) > newest {
+			if e, ok := decodeEntry(p, b); ok {
+				newest = e.lsn
+			}
+		}
+	}
+	return newest
+}
+
 func (t *table) get(block int64) (entry, bool) {
 	off := t.area.Off + block*tableEntry
 	return decodeEntry(t.mem.Bytes()[off:off+tableEntry], block)

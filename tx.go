@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
 // Tx is a transaction: writes that become durable and visible together, or
@@ -92,12 +93,15 @@ func (v *Volume) ready(ctx context.Context) error {
 	if v.pair.Serving() {
 		return nil
 	}
+	if v.pair.Role() != replicate.Primary {
+		return v.pair.NotPrimary() // who is, was not known when it stepped back
+	}
 	return v.pair.AwaitServing(ctx)
 }
 
 func (v *Volume) inRange(off int64, n int) error {
-	if off < 0 || off > v.meta.Size || int64(n) > v.meta.Size-off {
-		return fmt.Errorf("%w: %d bytes at offset %d of %d", ErrOutOfRange, n, off, v.meta.Size)
+	if off < 0 || off > v.size || int64(n) > v.size-off {
+		return fmt.Errorf("%w: %d bytes at offset %d of %d", ErrOutOfRange, n, off, v.size)
 	}
 	return nil
 }

@@ -52,6 +52,9 @@ type Volume struct {
 	region interface{ Close() error }
 	opt    Options
 	log    *zap.Logger
+	size   int64  // of the volume; it and the areas never change while it is open
+	ring   extent // of the journal
+	data   extent
 
 	metaMu sync.Mutex
 	meta   metadata
@@ -228,6 +231,7 @@ func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) 
 	m := c.meta
 	v = &Volume{
 		path: path, mem: mem, opt: o, log: o.Logger, meta: *m,
+		size: m.Size, ring: m.Journal, data: m.Data,
 		table:    table{mem, m.Table},
 		dirty:    newBlockSet(m.Size / blockSize),
 		bad:      map[int64]bool{},
@@ -240,7 +244,7 @@ func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) 
 	if c.repair {
 		v.counters.metaRepairs.Add(1)
 		v.log.Warn("repairing a metadata copy", zap.String("region", path), zap.Errors("copies", c.err[:]))
-		if err := writeMetadata(mem, &v.meta); err != nil {
+		if err := repairMetadata(mem, c); err != nil {
 			return nil, err
 		}
 	}
@@ -253,6 +257,15 @@ func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) 
 
 // start takes up the role and begins the work in the background.
 func (v *Volume) start() error {
+	if err := v.takeUp(); err != nil {
+		return err
+	}
+	v.wg.Go(v.checkpointer)
+	return nil
+}
+
+// takeUp takes up the role that the region remembers.
+func (v *Volume) takeUp() error {
 	cfg, err := v.opt.pairConfig(v.log)
 	if err != nil {
 		return err
@@ -273,7 +286,6 @@ func (v *Volume) start() error {
 		return err
 	}
 	v.committer.Tick()
-	v.wg.Go(v.checkpointer)
 	return nil
 }
 
@@ -314,7 +326,7 @@ func (v *Volume) Close() error {
 }
 
 // Size is the volume's size in bytes.
-func (v *Volume) Size() int64 { return v.meta.Size }
+func (v *Volume) Size() int64 { return v.size }
 
 // Promote makes this node the primary. Unforced, it is refused with a
 // [*RefusedError] where that could lose acknowledged data.

@@ -408,6 +408,7 @@ func (c *Committer) Open(acked, applied LSN) {
 	c.mu.Lock()
 	c.closed = nil
 	c.mu.Unlock()
+	c.complete()
 }
 
 // Close takes no more transactions: they get refuse. Queued ones get it too;

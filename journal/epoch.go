@@ -16,7 +16,7 @@ func (l LSN) String() string { return strconv.FormatUint(uint64(l), 10) }
 // node only grow; equal counters of different nodes are not ordered.
 type Epoch struct {
 	Counter uint64 `json:"counter"`
-	Node    uint64 `json:"node"`
+	Node    uint64 `json:"node,string"` // a JSON number would lose digits
 }
 
 func (e Epoch) String() string { return fmt.Sprintf("%d@%016x", e.Counter, e.Node) }

@@ -148,13 +148,20 @@ func (l *Log) Fence(end LSN, chain uint32) error {
 	return nil
 }
 
-// Trust flushes and fences [from, to): bytes that are visible after a crash
-// may never have been durable.
+// Trust flushes and fences the valid segments in [from, to): bytes that are
+// visible after a crash may never have been durable. Behind the header of a
+// padding segment, which alone its validity depends on, the zeros may be
+// missing: they are written again.
 func (l *Log) Trust(from, to LSN) error {
-	for from < to {
-		n := min(int(to-from), l.ring.contiguous(from))
-		l.Flush(from, n)
-		from += LSN(n)
+	var h Header
+	for ; from < to; from = h.End() {
+		if err := l.ring.Header(from, &h); err != nil {
+			return err
+		}
+		if h.Pad {
+			l.mem.Zero(l.off+int64(l.ring.pos(from))+HeaderSize, int64(h.Length)-HeaderSize)
+		}
+		l.Flush(from, int(h.WireLength()))
 	}
 	return l.mem.Fence()
 }

@@ -54,10 +54,18 @@ func (r Ring) Segment(lsn LSN, h *Header) (body []byte, err error) {
 	if h.Pad {
 		return nil, nil
 	}
-	if crc32c.Sum(body) != h.BodyCRC {
-		return nil, &FormatError{Kind: BadCRC, LSN: lsn, Detail: fmt.Sprintf("body of %d bytes", len(body))}
+	if err := CheckBody(h, body); err != nil {
+		return nil, err
 	}
 	return body, nil
+}
+
+// CheckBody verifies the body of the data segment with header h.
+func CheckBody(h *Header, body []byte) error {
+	if crc32c.Sum(body) != h.BodyCRC {
+		return &FormatError{Kind: BadCRC, LSN: h.LSN, Detail: fmt.Sprintf("body of %d bytes", len(body))}
+	}
+	return nil
 }
 
 // Raw is n bytes from lsn on, which must not cross the ring's end.
@@ -164,21 +172,42 @@ func ScanFrom(ring Ring, history History, from LSN, chain uint32, acked LSN) (Sc
 }
 
 // hintBeyond is the highest acknowledged-up-to hint of valid segments of this
-// lap behind the one at end. It reads one word of each line.
+// lap behind the one at end.
 func hintBeyond(ring Ring, history History, end, until LSN) (acked LSN) {
 	var h Header
-	for lsn := end + Align; lsn < until; lsn += Align {
-		if binary.LittleEndian.Uint32(ring.Bytes[ring.pos(lsn):]) != Magic || ring.Header(lsn, &h) != nil {
-			continue
+	for from := end + Align; ; from = h.End() {
+		if _, ok := ring.Find(history, from, until, &h); !ok {
+			return acked
 		}
-		if e, ok := history.At(lsn); !ok || e.Epoch != h.Epoch || h.Acked <= max(end, acked) || h.Acked > lsn {
-			continue
-		}
-		if _, err := ring.Segment(lsn, &h); err == nil {
-			acked = h.Acked
+		if h.Acked <= h.LSN {
+			acked = max(acked, h.Acked)
 		}
 	}
-	return acked
+}
+
+// Find is the first valid segment of this lap that starts in [from, until): a
+// scan that has stopped before it cannot reach it. It is verified but for its
+// chain. The search reads a word or two of each line.
+func (r Ring) Find(history History, from, until LSN, h *Header) (body []byte, ok bool) {
+	p := r.pos(from) - Align
+	for lsn := from; lsn < until; lsn += Align {
+		if p += Align; p == len(r.Bytes) {
+			p = 0
+		}
+		if line := r.Bytes[p : p+HeaderSize]; binary.LittleEndian.Uint32(line) != Magic || LSN(binary.LittleEndian.Uint64(line[8:])) != lsn {
+			continue // also segments of an earlier lap
+		}
+		if r.Header(lsn, h) != nil || h.End() > until {
+			continue
+		}
+		if e, ok := history.At(lsn); !ok || e.Epoch != h.Epoch {
+			continue
+		}
+		if body, err := r.Segment(lsn, h); err == nil {
+			return body, true
+		}
+	}
+	return nil, false
 }
 
 // Fits reports whether a segment with header h lies in the ring as it must: in
@@ -187,6 +216,9 @@ func (r Ring) Fits(h *Header) bool {
 	c := r.contiguous(h.LSN)
 	return int(h.Length) <= c && (!h.Pad || int(h.Length) == c)
 }
+
+// Position is the place of lsn in the ring, in bytes from its start.
+func (r Ring) Position(lsn LSN) int { return r.pos(lsn) }
 
 // Contiguous is how many bytes from lsn on lie before the ring's end.
 func (r Ring) Contiguous(lsn LSN) int { return r.contiguous(lsn) }

@@ -8,7 +8,7 @@ import (
 
 // Side is one node as the handshake presents it.
 type Side struct {
-	Node     uint64          `json:"node"`
+	Node     uint64          `json:"node,string"`
 	Lineage  UUID            `json:"lineage"`
 	Geometry Geometry        `json:"geometry"`
 	Role     Role            `json:"role"`
@@ -47,8 +47,8 @@ const (
 	RuleSplitBrain Rule = "refuse-split-brain"
 	// RuleBothInconsistent: neither side holds the whole.
 	RuleBothInconsistent Rule = "refuse-both-inconsistent"
-	// RuleUnrepairable: the primary lost log that the secondary's ring no
-	// longer holds.
+	// RuleUnrepairable: the primary lost log that the secondary does not
+	// hold, or no longer holds.
 	RuleUnrepairable Rule = "refuse-unrepairable"
 	// RuleBothBlank: nothing to mirror until one is promoted.
 	RuleBothBlank Rule = "both-blank"
@@ -174,6 +174,14 @@ func droppable(s Side, lsn journal.LSN) bool {
 // Decide is the handshake decision: a pure function of what both sides
 // present. Decide(b, a) is the same verdict seen from the other side.
 func Decide(a, b Side) Verdict {
+	v := decide(a, b)
+	if v.Action == Follow && (v.Mine && a.Damaged || !v.Mine && b.Damaged) {
+		return Verdict{Rule: RuleUnrepairable, From: v.From, Why: "the primary's journal is damaged below what was acknowledged, and the other node does not hold what is lost; promote the other, or give it up with continue-alone --force on the primary"}
+	}
+	return v
+}
+
+func decide(a, b Side) Verdict {
 	switch {
 	case a.Node == b.Node:
 		return Verdict{Rule: RuleSameNode, Why: fmt.Sprintf("both ends are node %016x: one region is a copy of the other; create a new region on one of them", a.Node)}

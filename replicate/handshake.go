@@ -87,7 +87,12 @@ func (p *Pair) handshake(s *session) error {
 	theirs := s.peer
 
 	common := Common(mine, theirs)
+	// Committers may be at work: the log's end and its chain are the owner's.
+	if err := p.node.Committer().Acquire(s.ctx); err != nil {
+		return err
+	}
 	mine.Chain, mine.Known = p.chainAt(common)
+	p.node.Committer().Release()
 	var known uint64
 	if mine.Known {
 		known = 1
@@ -154,11 +159,18 @@ func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 	equal := v.Rule == RuleNoPrimary && mine.End == v.From && theirs.End == v.From && len(mine.History) > 0 &&
 		mine.History.Last() == theirs.History.Last() && !mine.Inconsistent && !theirs.Inconsistent && !mine.Damaged && !theirs.Damaged
 	asked := false
-	if equal && mine.Title && !theirs.Title && mine.History.Last().Epoch.Node == mine.Node {
+	began := mine.History.Last().Epoch.Node
+	switch {
+	case equal && mine.Title && !theirs.Title && began == mine.Node:
 		if err := p.setTitle(false); err != nil {
 			return err
 		}
 		s.sendJSON(msgJoin, join{History: mine.History, Alone: p.node.State().Alone, Title: titleTake})
+	case equal && !mine.Title && !theirs.Title && began != mine.Node && (began == theirs.Node || mine.Node < theirs.Node):
+		// It was lost on its way. Both say so in one handshake: nobody has it.
+		if err := p.setTitle(true); err != nil {
+			return err
+		}
 	}
 	for {
 		if equal && p.wantTitle.Swap(false) && !p.node.State().Title {

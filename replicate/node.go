@@ -28,6 +28,8 @@ type Node interface {
 	// Damaged reports whether recovery found log missing below what was
 	// acknowledged, and it has not been brought back since.
 	Damaged() bool
+	// AcceptLoss gives up the log that is damaged, as an operator forced it.
+	AcceptLoss() error
 	// Apply makes the log visible up to an LSN, at most its end.
 	Apply(upTo journal.LSN) error
 	// Truncate drops the log from lsn on: nothing of it was applied. The

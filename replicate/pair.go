@@ -28,6 +28,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -122,6 +123,10 @@ const (
 func (p phase) String() string {
 	return [...]string{"none", "lost", "connected", "catching-up", "resyncing", "in-sync", "refused"}[p]
 }
+
+// dialTime is the longest that a dial waits: a wrong key, which is only seen by
+// there being no answer, is to be reported within seconds.
+const dialTime = 2 * time.Second
 
 // errAgain: the session ended well, decide again at once.
 var errAgain = errors.New("deciding again")
@@ -226,7 +231,9 @@ func (p *Pair) accept() {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			s := newSession(p, conn)
-			s.ctx = p.ctx
+			ctx, cancel := context.WithTimeoutCause(p.ctx, p.cfg.Timeout, errSilent)
+			defer cancel()
+			s.ctx = ctx
 			stop := context.AfterFunc(p.ctx, conn.Wake)
 			defer stop()
 			if err := s.readHello(); err != nil {
@@ -298,14 +305,14 @@ func (p *Pair) connect(delay time.Duration) *session {
 	dialed := make(chan result, 1)
 	if p.cfg.Transport != nil {
 		if !p.firstToDial() {
-			delay += p.cfg.Timeout / 10
+			delay += min(p.cfg.Timeout, dialTime) / 10
 		}
 		p.wg.Go(func() {
 			if !wait(ctx, delay) {
 				dialed <- result{nil, ctx.Err()}
 				return
 			}
-			ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
+			ctx, cancel := context.WithTimeout(ctx, min(p.cfg.Timeout, dialTime))
 			defer cancel()
 			conn, err := p.cfg.Transport.Dial(ctx, p.cfg.Listen.Addr(), p.cfg.Peer)
 			dialed <- result{conn, err}
@@ -463,13 +470,15 @@ func (p *Pair) noteReason(r string) {
 // notePeerLost says why no connection comes about.
 func (p *Pair) notePeerLost(err error) {
 	reason := fmt.Sprintf("cannot reach the peer: %v", err)
-	if p.cfg.Diagnose != nil {
+	var dial *transport.DialError
+	told := errors.As(err, &dial) && dial.Rose.Diagnose() != ""
+	if p.cfg.Diagnose != nil && !told {
 		if d := p.cfg.Diagnose(); d != "" {
 			reason += "; " + d
 		}
 	}
 	p.mu.Lock()
-	changed := p.reason != reason
+	changed := withoutFigures(p.reason) != withoutFigures(reason)
 	if p.phase == phaseLost || p.phase == phaseRefused {
 		p.phase, p.reason = phaseLost, reason
 	}
@@ -477,6 +486,16 @@ func (p *Pair) notePeerLost(err error) {
 	if changed {
 		p.log.Warn("peer lost", zap.String("reason", reason))
 	}
+}
+
+// withoutFigures is what stays the same while counters in a reason grow.
+func withoutFigures(s string) string {
+	return strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 // --- what committers and readers see ---
@@ -497,7 +516,10 @@ func (p *Pair) Progress() (acked, limit journal.LSN) {
 	if pin := p.pin.Load(); pin != math.MaxUint64 {
 		limit = min(limit, journal.LSN(pin)+size)
 	}
-	if !p.required.Load() {
+	switch {
+	case !p.serving.Load():
+		acked = 0 // the log is a session's, which applies it itself
+	case !p.required.Load():
 		acked = end
 	}
 	return acked, limit

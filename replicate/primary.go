@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -101,7 +102,12 @@ func (p *Pair) chainAt(lsn journal.LSN) (uint32, bool) {
 // shipSome sends and takes in what there is, waiting a little where there is
 // nothing.
 func (p *Pair) shipSome(s *session, c *copier) error {
-	moved, err := s.pump(p.node.Log().End())
+	end := p.node.Log().End()
+	if !c.done {
+		// Blocks must not be older than log that was sent before them.
+		end = p.node.Applied()
+	}
+	moved, err := s.pump(end)
 	if err != nil {
 		return err
 	}
@@ -204,6 +210,7 @@ func (p *Pair) join(s *session) error {
 	st := p.node.State()
 	keepTitle := p.cfg.Alone || p.cfg.Async
 	j := join{Alone: p.cfg.Alone}
+	held := st.Title
 	switch {
 	case keepTitle && s.peer.Title:
 		j.Title = titleRelease
@@ -234,10 +241,13 @@ func (p *Pair) join(s *session) error {
 	st = p.node.State()
 	p.node.Log().SetEpoch(st.History.Last().Epoch)
 	p.fresh = false
-	// From here on nothing may be acknowledged without the peer. It cannot be
-	// promoted before it has answered this, and then waits the lease out: so
-	// the lease may begin before the answer.
-	p.renewLease(boottime())
+	// From here on nothing may be acknowledged without the peer. Where this
+	// node held the title, the peer cannot be promoted before it has answered
+	// this, and then waits the lease out: so the lease may begin before the
+	// answer.
+	if held {
+		p.renewLease(boottime())
+	}
 	p.required.Store(!p.cfg.Async)
 
 	j.History = st.History
@@ -254,10 +264,12 @@ func (p *Pair) join(s *session) error {
 	s.peer.Title = !keepTitle
 	p.renewLease(asked)
 	p.peerAcked.Store(uint64(s.acked))
+	if err := p.serve(); err != nil {
+		return err
+	}
 	if !p.cfg.Async {
 		p.insync.Store(s)
 	}
-	p.serve()
 	p.setPhase(phaseInSync, "")
 	p.log.Info("in sync", zap.Uint64("lsn", uint64(end)), zap.Stringer("epoch", st.History.Last().Epoch))
 	return nil
@@ -283,7 +295,7 @@ func (p *Pair) keep(s *session) error {
 		}
 	}()
 	// Take the connection back: no committer may touch it after this.
-	p.node.Committer().Acquire(p.ctx)
+	p.node.Committer().Acquire(context.Background())
 	p.insync.Store(nil)
 	p.node.Committer().Release()
 	return err

@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -34,8 +35,15 @@ func (p *Pair) nextEpoch(st *State) journal.Epoch {
 // mint begins an epoch at the log's end. The caller has the role.
 func (p *Pair) mint(peerIn bool, more func(*State)) error {
 	end := p.node.Log().End()
+	if p.node.Damaged() { // only by force
+		p.log.Error("giving up damaged log", zap.Uint64("from", uint64(end)))
+		if err := p.node.AcceptLoss(); err != nil {
+			return err
+		}
+	}
 	err := p.node.Update(func(st *State) error {
 		st.History = st.History.Append(journal.Entry{Epoch: p.nextEpoch(st), Start: end, PeerIn: peerIn, Async: p.cfg.Async})
+		st.Acked = min(st.Acked, end)
 		more(st)
 		return nil
 	})
@@ -49,17 +57,22 @@ func (p *Pair) mint(peerIn bool, more func(*State)) error {
 	return nil
 }
 
-// serve opens the committer: what is acknowledged becomes visible with its
-// next round. The caller has the role.
-func (p *Pair) serve() {
+// serve opens the committer, with all that is acknowledged visible. The caller
+// has the role.
+func (p *Pair) serve() error {
 	acked := p.node.Log().End()
 	if p.required.Load() {
 		acked = min(acked, p.ackedHint())
+	}
+	// Before anything is read: it may have been acknowledged before a restart.
+	if err := p.node.Apply(acked); err != nil {
+		return err
 	}
 	p.role.Store(uint32(Primary))
 	p.node.Committer().Open(acked, p.node.Applied())
 	p.serving.Store(true)
 	p.readied.Do(func() { close(p.ready) })
+	return nil
 }
 
 // resume takes up the role that the region remembers.
@@ -67,7 +80,8 @@ func (p *Pair) resume() error {
 	st := p.node.State()
 	p.role.Store(uint32(st.Role))
 	last := st.History.Last()
-	p.required.Store(st.Role == Primary && last.BothIn())
+	needsPeer := last.PeerIn && (!last.Async || !p.cfg.Async)
+	p.required.Store(st.Role == Primary && needsPeer)
 	c := p.node.Committer()
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
@@ -80,14 +94,19 @@ func (p *Pair) resume() error {
 		}); err != nil {
 			return err
 		}
-		p.serve()
+		return p.serve()
 	case st.Role != Primary:
 		c.Close(p.notPrimary(), p.notPrimary())
-	case last.BothIn():
+	case needsPeer:
 		// It must not go on before its peer has been heard: the peer may
 		// have been promoted, and may hold log that this node lost.
 		p.fresh = true
-	case p.node.Damaged() && p.cfg.Transport != nil && last.PeerIn:
+	case p.node.Damaged():
+		// The peer may hold what is lost; else an operator must give it up.
+		p.fresh = true
+	case !st.Title && p.cfg.Transport != nil:
+		// The mode was being changed: the peer may still hold the title, and
+		// may have been promoted by it.
 		p.fresh = true
 	default:
 		if err := p.mint(last.PeerIn, func(st *State) {
@@ -97,7 +116,7 @@ func (p *Pair) resume() error {
 		}); err != nil {
 			return err
 		}
-		p.serve()
+		return p.serve()
 	}
 	return nil
 }
@@ -122,12 +141,14 @@ func (p *Pair) goAlone(why string) error {
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
 	}
-	if err := p.mint(false, func(st *State) { st.Title = true }); err != nil {
-		c.Release()
+	err := p.mint(false, func(st *State) { st.Title = true })
+	if err == nil {
+		err = p.serve()
+	}
+	c.Release()
+	if err != nil {
 		return err
 	}
-	p.serve()
-	c.Release()
 	c.Tick()
 	p.log.Warn("alone: the peer is out", zap.String("why", why), zap.Stringer("epoch", p.node.State().History.Last().Epoch))
 	return nil
@@ -137,11 +158,26 @@ func (p *Pair) goAlone(why string) error {
 // it: unforced only with the title, since without it the peer may have been
 // promoted.
 func (p *Pair) ContinueAlone(ctx context.Context, force bool) error {
+	alone := func() bool { return p.Role() == Primary && !p.required.Load() && p.serving.Load() }
+	if err := p.mayGoAlone(force); err != nil || alone() {
+		return err
+	}
+	return p.between(ctx, func() error {
+		// The session that ended meanwhile may have moved the title.
+		if err := p.mayGoAlone(force); err != nil || alone() {
+			return err
+		}
+		return p.goAlone("told so by the operator")
+	})
+}
+
+// mayGoAlone says what stands in the way of acknowledging without the peer.
+func (p *Pair) mayGoAlone(force bool) error {
 	st := p.node.State()
 	switch {
 	case st.Role != Primary:
 		return fmt.Errorf("only a primary can continue alone: %w", p.notPrimary())
-	case !p.required.Load():
+	case !p.required.Load() && p.serving.Load():
 		return nil // it does not need the peer
 	case p.node.Damaged() && !force:
 		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the peer, which can repair it, or force it and lose that"}
@@ -150,7 +186,7 @@ func (p *Pair) ContinueAlone(ctx context.Context, force bool) error {
 	case p.Phase() == "in-sync" && !force:
 		return &RefusedError{"the peer is in sync; nothing is waiting for it"}
 	}
-	return p.between(ctx, func() error { return p.goAlone("told so by the operator") })
+	return nil
 }
 
 // Promote makes this node the primary: unforced only by the title, or, on a
@@ -172,7 +208,13 @@ func (p *Pair) Promote(ctx context.Context, force bool) error {
 		}
 		err := p.promotable(force)
 		if err == nil {
-			return p.between(ctx, p.becomePrimary)
+			return p.between(ctx, func() error {
+				// The session that ended meanwhile may have moved the title.
+				if err := p.promotable(force); err != nil || p.node.State().Role == Primary {
+					return err
+				}
+				return p.becomePrimary()
+			})
 		}
 		if boottime()-start > p.cfg.Timeout || !p.connected() || !wait(ctx, p.cfg.Timeout/200) {
 			return err
@@ -252,10 +294,9 @@ func (p *Pair) becomePrimary() error {
 		err = p.ctx.Err()
 	}
 	if err == nil {
-		err = p.node.Apply(p.node.Log().End())
+		err = p.serve()
 	}
 	if err == nil {
-		p.serve()
 		p.log.Info("primary", zap.Stringer("epoch", p.node.State().History.Last().Epoch), zap.Uint64("lsn", uint64(p.node.Log().End())))
 	}
 	c.Release()
@@ -278,18 +319,51 @@ func (p *Pair) Demote(ctx context.Context) error {
 		return &RefusedError{"the peer is required and not in sync: nobody could take over what waits here; reconnect it, or continue alone first"}
 	}
 	c.Close(&ErrNotPrimary{}, nil)
-	err := c.Drain(ctx)
+	err := p.drain(ctx)
 	if err == nil {
 		err = p.stepDownLocked()
 	}
 	if err != nil {
-		p.serve()
+		err = errors.Join(err, p.serve())
 	}
 	c.Release()
 	if err != nil {
 		return fmt.Errorf("still primary: %w", err)
 	}
 	return p.between(ctx, func() error { return nil }) // with the new role
+}
+
+// drain waits until the peer has everything that was taken. The caller has the
+// role, so a session that is lost meanwhile cannot be replaced: that ends it.
+func (p *Pair) drain(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s := p.insync.Load()
+	if s == nil {
+		s = p.follower.Load()
+	}
+	if s == nil {
+		return p.node.Committer().Drain(ctx)
+	}
+	stop := context.AfterFunc(s.ctx, func() { cancel(errors.New("the session with the peer ended")) })
+	defer stop()
+	go func() {
+		select {
+		case <-s.failed:
+			cancel(*s.failure.Load())
+		case <-ctx.Done():
+		}
+	}()
+	err := p.node.Committer().Drain(ctx)
+	for err == nil && p.ackedHint() < p.node.Log().End() { // async: it lags behind
+		if s.conn.Wake(); !wait(ctx, p.heartbeat/100) {
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		err = context.Cause(ctx)
+	}
+	return err
 }
 
 // stepDown gives up a role that the peer has gone beyond.

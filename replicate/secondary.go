@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -22,11 +23,12 @@ func (p *Pair) follow(s *session, v Verdict) error {
 	if err := unmarshal(msgFollow, body, &f); err != nil {
 		return err
 	}
-	if err := p.checkFollow(&f, v, s); err != nil {
-		return err
-	}
 	// A former primary's committers end here.
 	if err := p.node.Committer().Acquire(s.ctx); err != nil {
+		return err
+	}
+	if err := p.checkFollow(&f, v, s); err != nil {
+		p.node.Committer().Release()
 		return err
 	}
 	p.node.Committer().Close(p.notPrimary(), fmt.Errorf("the peer went on as primary"))
@@ -269,6 +271,9 @@ func (r *receiver) segment(p []byte) error {
 	if crc32c.Sum(body) != h.BodyCRC {
 		return r.askAgain(h.LSN)
 	}
+	if err := r.inRange(&h, body); err != nil {
+		return err
+	}
 	r.end, r.chain = h.End(), h.CRC
 	r.hint = h.Acked
 	return nil
@@ -294,6 +299,28 @@ func (r *receiver) admit(h *journal.Header) error {
 		return &WireError{fmt.Sprintf("segment of %d bytes at LSN %d", h.Length, h.LSN)}
 	}
 	return nil
+}
+
+// inRange checks that the records can be applied here: a log that cannot be
+// applied would keep the region from opening. A segment that fails is wiped,
+// since recovery would find it valid where it lies.
+func (r *receiver) inRange(h *journal.Header, body []byte) (err error) {
+	defer func() {
+		if err != nil {
+			r.log.Place(h.LSN, zeroHeader[:])
+			err = errors.Join(&WireError{fmt.Sprintf("segment at LSN %d: %v", h.LSN, err)}, r.p.node.Memory().Fence())
+		}
+	}()
+	size := r.p.node.Geometry().Size
+	for records := journal.NewRecords(body); ; {
+		rec, ok, err := records.Next()
+		if !ok {
+			return err
+		}
+		if rec.Off > size || int64(len(rec.Data)) > size-rec.Off {
+			return fmt.Errorf("%d bytes at offset %d of %d", len(rec.Data), rec.Off, size)
+		}
+	}
 }
 
 // skip ignores n bytes that are on their way.
@@ -335,6 +362,16 @@ func (r *receiver) message() error {
 	case msgBlocks:
 		s.r += headerSize
 		return r.blocks(&m)
+	case msgJoin: // its history can be longer than the stage
+		s.r += headerSize
+		body := make([]byte, m.length)
+		if err := s.readFull(body); err != nil {
+			return err
+		}
+		if err := s.checkBody(&m, body); err != nil {
+			return err
+		}
+		return r.join(body)
 	}
 	s.r += headerSize
 	var body []byte
@@ -353,8 +390,6 @@ func (r *receiver) message() error {
 		r.hint = journal.LSN(m.b)
 		r.ackDue = true
 		return nil
-	case msgJoin:
-		return r.join(body)
 	case msgBlocksDone:
 		if !r.full {
 			return &WireError{"the end of a full copy that was not begun"}
@@ -430,6 +465,9 @@ func (r *receiver) frame(m *message) error {
 	r.segNext = 0
 	if r.segCRC != r.seg.BodyCRC {
 		return r.askAgain(r.seg.LSN)
+	}
+	if err := r.inRange(&r.seg, ring.Raw(r.seg.LSN, int(r.seg.Length))[headerSize:]); err != nil {
+		return err
 	}
 	r.end, r.chain = r.seg.End(), r.seg.CRC
 	r.hint = r.seg.Acked

@@ -60,7 +60,14 @@ type session struct {
 	once    sync.Once
 }
 
-const stageSize = 16 << 10
+const (
+	stageSize = 16 << 10
+	// maxQueued bounds what waits for a peer that does not read, in bytes.
+	maxQueued = 4 << 20
+)
+
+// errDeaf: the peer makes this node answer, and does not take the answers.
+var errDeaf = errors.New("the peer does not read what it asks for")
 
 func newSession(p *Pair, conn transport.Conn) *session {
 	return &session{p: p, conn: conn, stage: make([]byte, stageSize), heard: boottime(), failed: make(chan struct{})}
@@ -224,8 +231,8 @@ func (s *session) housekeep(now time.Duration) error {
 	if s.active {
 		s.heard, s.active = now, false
 	}
-	if err := s.ctx.Err(); err != nil {
-		return err
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
 	}
 	if now-s.heard > s.p.cfg.Timeout {
 		return fmt.Errorf("%w (%v)", errSilent, s.p.cfg.Timeout)
@@ -264,6 +271,9 @@ func (s *session) sendJSON(typ messageType, v any) {
 
 // flush sends queued messages, not log, as far as it goes without blocking.
 func (s *session) flush() error {
+	if len(s.ctl) > maxQueued {
+		return errDeaf
+	}
 	for len(s.pending) > 0 || s.stageControl() {
 		if ok, err := s.write(); !ok {
 			return err
@@ -304,6 +314,9 @@ func (s *session) write() (ok bool, err error) {
 // blocking.
 func (s *session) pump(end journal.LSN) (moved bool, err error) {
 	end = min(end, s.sendEnd)
+	if len(s.ctl) > maxQueued {
+		return false, errDeaf
+	}
 	for {
 		if len(s.pending) == 0 && !s.stageControl() {
 			if s.sent >= end {
@@ -346,7 +359,7 @@ func (s *session) stageLog(end journal.LSN) error {
 			}
 			break
 		}
-		if int(s.sent-start)+int(h.WireLength()) > MaxFrame && s.sent > start {
+		if n := int(s.sent-start) + int(h.WireLength()); s.sent > start && (n > MaxFrame || n > ring.Contiguous(start)) {
 			break
 		}
 		s.sent = h.End()

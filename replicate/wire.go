@@ -154,7 +154,7 @@ func (m *message) decode(p []byte) error {
 // hello is the body of msgHello.
 type hello struct {
 	Side
-	Session uint64 `json:"session"` // the sender's half of the session id
+	Session uint64 `json:"session,string"` // the sender's half of the session id
 }
 
 // follow is the body of msgFollow.

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/nvmmirror/nvmmirror/internal/admin"
+	"github.com/nvmmirror/nvmmirror/internal/config"
+)
+
+// withClient makes a command one that talks to a daemon.
+func withClient(cmd *cobra.Command, run func(cmd *cobra.Command, c *admin.Client) error) *cobra.Command {
+	socket := socketFlag(cmd)
+	cmd.Args = cobra.NoArgs
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := dial(*socket)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return run(cmd, c)
+	}
+	return cmd
+}
+
+func socketFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().String("socket", "", "the daemon's admin socket (default: the only one in "+config.SocketDir+")")
+}
+
+// dial makes a client of the daemon at socket, "" for the only one.
+func dial(socket string) (*admin.Client, error) {
+	if socket == "" {
+		var err error
+		if socket, err = admin.FindSocket(config.SocketDir); err != nil {
+			return nil, err
+		}
+	}
+	return admin.NewClient(socket), nil
+}

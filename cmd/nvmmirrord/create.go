@@ -1,0 +1,54 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/pmem"
+)
+
+func newCreateCommand() *cobra.Command {
+	var volume size
+	ring := size(nvmmirror.DefaultJournal)
+	var emulate, paged bool
+	cmd := &cobra.Command{
+		Use:   "create PATH --size SIZE",
+		Short: "Create a blank region; nothing is ever overwritten",
+		Long: `Create a blank region at PATH: a file on a filesystem mounted with -o dax, or a
+devdax device. It is a secondary that belongs to no lineage yet. Two blank nodes
+are in sync without a copy. Nothing is ever overwritten.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			accept := pmem.Cacheline
+			switch {
+			case emulate:
+				accept = pmem.Emulated
+			case paged:
+				accept = pmem.Paged
+			}
+			path := args[0]
+			if err := nvmmirror.Create(path, nvmmirror.CreateOptions{Size: int64(volume), JournalSize: int64(ring), Accept: accept}); err != nil {
+				return err
+			}
+			view, err := pmem.OpenReadOnly(path)
+			if err != nil {
+				return err
+			}
+			defer view.Close()
+			fmt.Fprintf(cmd.OutOrStdout(), "created %s: volume %v, journal %v, class %v\n", path, &volume, &ring, view.Class())
+			if view.Class() == pmem.Emulated {
+				fmt.Fprintln(cmd.ErrOrStderr(), "nvmmirrord: warning: emulated memory: nothing in this region survives a reboot")
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.Var(&volume, "size", "size of the volume, a multiple of 4KiB (required)")
+	f.Var(&ring, "journal-size", "size of the journal, a multiple of 2MiB")
+	f.BoolVar(&emulate, "emulate", false, "accept volatile memory (tmpfs), for tests")
+	f.BoolVar(&paged, "allow-paged", false, "accept an ordinary file: every commit is then an msync")
+	cmd.MarkFlagRequired("size") // the flag exists
+	return cmd
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/internal/admin"
+	"github.com/nvmmirror/nvmmirror/journal"
+)
+
+// Exit codes.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitDamage  = 3 // checksums do not match
+	exitRefused = 4 // it could lose data
+)
+
+// exitError is an error with the exit code that it ends the program with.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func usageErrorf(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+func damageErrorf(format string, args ...any) error {
+	return &exitError{exitDamage, fmt.Errorf(format, args...)}
+}
+
+// exitCode is the exit code of a command's error: that of an [exitError], else
+// what the type of the error means.
+func exitCode(err error) int {
+	var coded *exitError
+	var answer *admin.Error
+	var refused *nvmmirror.RefusedError
+	var corrupt *nvmmirror.CorruptError
+	var damage *journal.DamageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &coded):
+		return coded.code
+	case errors.As(err, &refused):
+		return exitRefused
+	case errors.As(err, &corrupt), errors.As(err, &damage):
+		return exitDamage
+	case errors.As(err, &answer):
+		switch answer.Kind {
+		case admin.KindRefused:
+			return exitRefused
+		case admin.KindDamage:
+			return exitDamage
+		case admin.KindUsage:
+			return exitUsage
+		}
+	}
+	return exitFailed
+}

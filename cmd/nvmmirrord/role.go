@@ -1,0 +1,99 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nvmmirror/nvmmirror/internal/admin"
+)
+
+// say prints what a change of role, or a wait, has led to.
+func say(cmd *cobra.Command, s admin.Status) {
+	fmt.Fprintf(cmd.OutOrStdout(), "%s, epoch %v, LSN %v, peer %s\n", s.Role, s.Epoch, s.Committed, s.Peer)
+}
+
+func newPromoteCommand() *cobra.Command {
+	var force bool
+	cmd := withClient(&cobra.Command{
+		Use:   "promote",
+		Short: "Make this node the primary; refused (exit 4) where that could lose data",
+		Long: `Make this node the primary. It needs the title, or on a blank node an equally
+blank peer, for which it waits up to 10 seconds; else it is refused, exit 4.
+
+--force overrides that. Make sure first that the other node is down for good:
+what it acknowledged and this node does not hold is lost, and if it goes on, the
+two split.`,
+	}, func(cmd *cobra.Command, c *admin.Client) error {
+		s, err := c.Promote(cmd.Context(), force)
+		if err != nil {
+			return err
+		}
+		say(cmd, s)
+		return nil
+	})
+	cmd.Flags().BoolVar(&force, "force", false, "even where that could lose data")
+	return cmd
+}
+
+func newContinueAloneCommand() *cobra.Command {
+	var force bool
+	cmd := withClient(&cobra.Command{
+		Use:   "continue-alone",
+		Short: "Make a primary go on without its lost peer; refused (exit 4) without the title",
+		Long: `Make a primary that waits for its lost peer go on without it. Without the title
+it is refused, exit 4: the peer may have been promoted.
+
+--force overrides that. Make sure first that the peer is down for good.`,
+	}, func(cmd *cobra.Command, c *admin.Client) error {
+		s, err := c.ContinueAlone(cmd.Context(), force)
+		if err != nil {
+			return err
+		}
+		say(cmd, s)
+		return nil
+	})
+	cmd.Flags().BoolVar(&force, "force", false, "even where that could lose data")
+	return cmd
+}
+
+func newDemoteCommand() *cobra.Command {
+	return withClient(&cobra.Command{
+		Use:   "demote",
+		Short: "Make the primary a secondary, once all that it took is acknowledged",
+	}, func(cmd *cobra.Command, c *admin.Client) error {
+		s, err := c.Demote(cmd.Context())
+		if err != nil {
+			return err
+		}
+		say(cmd, s)
+		return nil
+	})
+}
+
+func newWaitCommand() *cobra.Command {
+	var what string
+	var timeout time.Duration
+	cmd := withClient(&cobra.Command{
+		Use:   "wait --for in-sync|connected",
+		Short: "Wait until the peer is in sync, or connected",
+	}, func(cmd *cobra.Command, c *admin.Client) error {
+		if what != "in-sync" && what != "connected" {
+			return usageErrorf("--for is %q, not in-sync or connected", what)
+		}
+		if timeout < 0 {
+			return usageErrorf("--timeout is %v", timeout)
+		}
+		s, err := c.Wait(cmd.Context(), what, timeout)
+		if err != nil {
+			return err
+		}
+		say(cmd, s)
+		return nil
+	})
+	cmd.Flags().StringVar(&what, "for", "", "in-sync or connected (required)")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this time, exit 1 (0: never)")
+	cmd.MarkFlagRequired("for") // the flag exists
+	return cmd
+}

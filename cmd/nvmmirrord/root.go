@@ -1,0 +1,69 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+)
+
+// commands makes the subcommands. Each has a file of its own.
+var commands = []func() *cobra.Command{
+	newCreateCommand,
+	newInfoCommand,
+	newCheckCommand,
+	newServeCommand,
+	newStatusCommand,
+	newPromoteCommand,
+	newContinueAloneCommand,
+	newDemoteCommand,
+	newWaitCommand,
+	newWriteCommand,
+	newReadCommand,
+	newJournalCommand,
+	newKeyCommand,
+	newDemoCommand,
+}
+
+// newRootCommand is the whole command tree. started becomes true when a
+// command's own code begins: an error before that is one of usage.
+func newRootCommand(started *bool) *cobra.Command {
+	root := newGroup("nvmmirrord", "Mirror persistent memory to a second machine, commit by commit")
+	root.Long = root.Short + `.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 damage found, 4 refused because it could lose data.`
+	root.SilenceUsage = true
+	root.SilenceErrors = true
+	root.Version = versionText()
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.CompletionOptions.HiddenDefaultCmd = true
+	for _, make := range commands {
+		root.AddCommand(make())
+	}
+	note(root, started)
+	return root
+}
+
+// newGroup is a command that only has subcommands.
+func newGroup(use, short string) *cobra.Command {
+	return &cobra.Command{
+		Use: use, Short: short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(cmd.ErrOrStderr())
+			if err := cmd.Help(); err != nil {
+				return err
+			}
+			return usageErrorf("name a command")
+		},
+	}
+}
+
+// note makes each command say that its code begins.
+func note(cmd *cobra.Command, started *bool) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			*started = true
+			return run(cmd, args)
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		note(sub, started)
+	}
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/internal/admin"
+	"github.com/nvmmirror/nvmmirror/internal/config"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// liveJournal shows the journal of the daemon's own volume; journal.go sets
+// it, before main.
+var liveJournal admin.JournalFunc
+
+func newServeCommand() *cobra.Command {
+	var file string
+	level := zapcore.InfoLevel
+	cmd := &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Run a node until SIGTERM",
+		Long: `Run a node in the role that its region remembers, until SIGTERM or SIGINT, then
+stop cleanly. No file sets the role: a new region is a secondary that waits to be
+promoted, or for a primary.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), file, level) },
+	}
+	cmd.Flags().StringVar(&file, "config", "", "configuration file, TOML (required)")
+	cmd.Flags().Var(&levelFlag{&level}, "log-level", "debug, info, warn or error")
+	cmd.MarkFlagRequired("config") // the flag exists
+	return cmd
+}
+
+type levelFlag struct{ *zapcore.Level }
+
+func (levelFlag) Type() string { return "level" }
+
+func newLogger(level zapcore.Level) (*zap.Logger, error) {
+	c := zap.NewProductionConfig()
+	c.Level = zap.NewAtomicLevelAt(level)
+	c.Sampling = nil // what is logged here is rare, and each line counts
+	c.DisableStacktrace = true
+	c.DisableCaller = true
+	c.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	c.EncoderConfig.EncodeDuration = zapcore.StringDurationEncoder
+	return c.Build()
+}
+
+const readyTime = 5 * time.Second // for the daemon to answer itself
+
+// serve runs a node until ctx ends.
+func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
+	cfg, err := config.Load(file)
+	if err != nil {
+		return err
+	}
+	var key []byte
+	if cfg.Peer != nil {
+		if key, err = cfg.Peer.LoadKey(); err != nil {
+			return fmt.Errorf("%s: peer.key_file: %w", file, err)
+		}
+	}
+	log, err := newLogger(level)
+	if err != nil {
+		return err
+	}
+	defer log.Sync()
+	started := time.Now()
+
+	// The socket comes first: a daemon that is in the way is found before the
+	// region is touched.
+	l, err := admin.Listen(cfg.Socket, log)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	opt := cfg.Options(key)
+	opt.Logger = log
+	v, err := nvmmirror.Open(cfg.Region, opt)
+	if err != nil {
+		return err
+	}
+	d := admin.Daemon{PID: os.Getpid(), Version: versionText(), Started: started, Config: file, Socket: cfg.Socket}
+	if p := cfg.Peer; p != nil {
+		heartbeat, lease := replicate.Timing(p.Timeout)
+		d.Listen, d.Address = p.Listen.String(), p.Address.String()
+		d.Timeout, d.Heartbeat, d.ReadLease = p.Timeout.String(), heartbeat.String(), lease.String()
+	}
+	announce(log, v, &d)
+	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: liveJournal, Log: log})
+	s.Serve(l)
+	w := startWatch(v, log)
+	err = untilStopped(ctx, s, cfg.Socket, log)
+
+	notify(log, daemon.SdNotifyStopping)
+	log.Info("stopping")
+	w.stop()
+	s.Stop()
+	closed := v.Close()
+	if e := s.Close(); e != nil {
+		log.Warn("the admin server did not end in time", zap.Error(e))
+	}
+	if closed != nil {
+		log.Error("not closed cleanly", zap.String("region", cfg.Region), zap.Error(closed))
+		return errors.Join(err, fmt.Errorf("%s: not closed cleanly: %w", cfg.Region, closed))
+	}
+	log.Info("stopped", zap.String("region", cfg.Region))
+	return err
+}
+
+// announce logs what the node is and what follows from its configuration.
+func announce(log *zap.Logger, v *nvmmirror.Volume, d *admin.Daemon) {
+	s := v.Status()
+	fields := []zap.Field{
+		zap.String("region", s.Path), zap.String("class", s.Class), zap.Int64("size", s.Size), zap.Int64("journal_size", s.Journal),
+		zap.String("role", s.Role), zap.Bool("title", s.Title), zap.Stringer("epoch", s.Epoch), zap.Stringer("lineage", s.Lineage),
+		zap.Any("recovery", s.Recovery), zap.String("version", d.Version), zap.String("socket", d.Socket),
+	}
+	if d.Timeout != "" {
+		fields = append(fields, zap.String("listen", d.Listen), zap.String("peer", d.Address),
+			zap.String("timeout", d.Timeout), zap.String("heartbeat", d.Heartbeat), zap.String("read_lease", d.ReadLease))
+	}
+	log.Info("region open", fields...)
+}
+
+// untilStopped says that the daemon is ready once it has answered, and waits
+// until it is to end.
+func untilStopped(ctx context.Context, s *admin.Server, socket string, log *zap.Logger) error {
+	probe, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
+	c := admin.NewClient(socket)
+	_, err := c.Status(probe)
+	c.Close()
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err != nil:
+		return fmt.Errorf("the admin socket does not answer: %w", err)
+	}
+	notify(log, daemon.SdNotifyReady)
+	log.Info("ready", zap.String("socket", socket))
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-s.Failed():
+		return fmt.Errorf("the admin server ended: %w", err)
+	}
+}
+
+// notify tells the service manager, if there is one.
+func notify(log *zap.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("the service manager is not told", zap.String("state", state), zap.Error(err))
+	}
+}

@@ -1,0 +1,261 @@
+package journal
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// ringModel is a log with what was appended to it.
+type ringModel struct {
+	log   *Log
+	segs  []modelSegment
+	ckpt  int // index of the first segment that must be kept
+	acked LSN
+}
+
+type modelSegment struct {
+	start, end LSN // without the padding before it
+	chain      uint32
+	hint       LSN
+	txs        [][]Write
+}
+
+func (m *ringModel) from() (LSN, uint32) {
+	if m.ckpt == 0 {
+		return m.log.Ring().Base, 0
+	}
+	s := m.segs[m.ckpt-1]
+	return s.end, s.chain
+}
+
+// grow appends, and moves the checkpoint where there is no room.
+func (m *ringModel) grow(t *rapid.T, count int) {
+	l := m.log
+	for range count {
+		var txs [][]Write
+		size := 0
+		for range rapid.IntRange(1, 3).Draw(t, "transactions") {
+			tx := drawWrites(t, l.MaxTransaction()/20)
+			txs = append(txs, tx)
+			for _, w := range tx {
+				size += recordSize(len(w.Data))
+			}
+		}
+		for from, _ := m.from(); l.End()+l.Room(size) > from+LSN(l.Ring().Size()); from, _ = m.from() {
+			m.ckpt++
+		}
+		m.acked = max(m.acked, min(m.acked+LSN(rapid.IntRange(0, 40).Draw(t, "acked"))*Align, l.End()))
+		start := l.End()
+		if n := roundUp(HeaderSize + size); n > l.Ring().contiguous(start) {
+			start += LSN(l.Ring().contiguous(start))
+		}
+		end, err := appendTo(l, m.acked, txs...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if end != l.End() {
+			t.Fatalf("appended to %d, the log ends at %d", end, l.End())
+		}
+		m.segs = append(m.segs, modelSegment{start, end, l.Chain(), m.acked, txs})
+	}
+}
+
+func drawRing(t *rapid.T) *ringModel {
+	size := rapid.Int64Range(40, 300).Draw(t, "lines") * Align
+	base := LSN(rapid.Uint64Range(0, 1<<40).Draw(t, "base")) * Align
+	l := NewLog(&heapMemory{make([]byte, size)}, 0, size, base)
+	l.Reset(base, 0)
+	l.SetEpoch(testEpoch)
+	m := &ringModel{log: l, acked: base}
+	m.grow(t, rapid.IntRange(1, 60).Draw(t, "segments"))
+	return m
+}
+
+// TestScanFindsWhatWasAppended: over any number of laps, a scan from the
+// checkpoint finds each segment, and ends at the log's end.
+func TestScanFindsWhatWasAppended(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := drawRing(t)
+		from, chain := m.from()
+		s := NewScanner(m.log.Ring(), testHistory(m.log.Ring().Base), from, chain)
+		var h Header
+		for _, want := range m.segs[m.ckpt:] {
+			body, err := s.Next(&h)
+			if err == nil && h.Pad {
+				if p := m.log.Ring().pos(h.LSN) + int(h.Length); p != m.log.Ring().Size() {
+					t.Fatalf("padding ends at %d", p)
+				}
+				body, err = s.Next(&h)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.LSN != want.start || h.End() != want.end || h.Acked != want.hint || int(h.Count) != len(want.txs) {
+				t.Fatalf("%+v, not %+v", h, want)
+			}
+			got, err := readBack(body)
+			if err != nil || len(got) != len(want.txs) {
+				t.Fatal(err)
+			}
+			for i := range got {
+				if !equalWrites(got[i], want.txs[i]) {
+					t.Fatal("a transaction differs")
+				}
+			}
+		}
+		if _, err := s.Next(&h); err == nil {
+			t.Fatalf("a segment behind the log's end: %+v", h)
+		}
+		scan, err := ScanFrom(m.log.Ring(), testHistory(m.log.Ring().Base), from, chain, 0)
+		if err != nil || scan.End != m.log.End() || scan.Chain != m.log.Chain() || scan.Damage != nil {
+			t.Fatalf("%+v, %v", scan, err)
+		}
+	})
+}
+
+// TestScanTellsDamageFromTornTail breaks one segment. It is damage exactly
+// where something proves that it was acknowledged: a hint before or behind it,
+// or what is known from elsewhere.
+func TestScanTellsDamageFromTornTail(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := drawRing(t)
+		live := m.segs[m.ckpt:]
+		if len(live) == 0 {
+			t.Skip("the checkpoint is at the end")
+		}
+		k := rapid.IntRange(0, len(live)-1).Draw(t, "broken")
+		ring, broken := m.log.Ring(), live[k]
+		from, chain := m.from()
+		known := LSN(0)
+		if rapid.Bool().Draw(t, "elsewhere") {
+			known = min(m.acked, broken.start)
+		}
+		at := ring.pos(broken.start) + rapid.IntRange(0, int(broken.end-broken.start)-1).Draw(t, "byte")
+		ring.Bytes[at] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
+		scan, err := ScanFrom(ring, testHistory(ring.Base), from, chain, known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		proven := known
+		for i, s := range live {
+			if i != k {
+				proven = max(proven, s.hint)
+			}
+		}
+		// Padding carries a hint too: that of the segment which it makes
+		// room for.
+		end := scan.End
+		if end != broken.start {
+			t.Fatalf("ends at %d, broken at %d", end, broken.start)
+		}
+		if damage := max(proven, paddingHint(ring, live, from)) > end; damage != (scan.Damage != nil) {
+			t.Fatalf("acknowledged up to %d, ends at %d: %+v", proven, end, scan)
+		}
+		if scan.Damage != nil && (scan.Damage.At != end || scan.Damage.Acked <= end || !errors.As(scan.Damage, new(*FormatError))) {
+			t.Fatalf("%+v", scan.Damage)
+		}
+		before := bytes.Clone(ring.Bytes)
+		if again, _ := ScanFrom(ring, testHistory(ring.Base), from, chain, known); again.End != end || !bytes.Equal(before, ring.Bytes) {
+			t.Fatal("a second scan differs, or scanning stores")
+		}
+	})
+}
+
+// paddingHint is the highest hint in the live padding segments.
+func paddingHint(ring Ring, live []modelSegment, from LSN) (hint LSN) {
+	prev := from
+	for _, s := range live {
+		if s.start != prev {
+			var h Header
+			if ring.Header(prev, &h) == nil && h.Pad {
+				hint = max(hint, h.Acked)
+			}
+		}
+		prev = s.end
+	}
+	return hint
+}
+
+// TestScanOfDroppedTail: what a truncated log left behind does not come back
+// under the next epoch, wherever that one's segments end.
+func TestScanOfDroppedTail(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := drawRing(t)
+		live := m.segs[m.ckpt:]
+		if len(live) < 2 {
+			t.Skip("nothing to drop")
+		}
+		k := rapid.IntRange(0, len(live)-2).Draw(t, "kept")
+		l, cut := m.log, live[k]
+		from, chain := m.from()
+		l.Reset(cut.end, cut.chain)
+		next := Epoch{Counter: testEpoch.Counter + 1, Node: 5}
+		l.SetEpoch(next)
+		h := testHistory(l.Ring().Base).Append(Entry{Epoch: next, Start: cut.end})
+		m.segs = m.segs[:m.ckpt+k+1]
+		m.acked = min(m.acked, cut.end)
+		scan, err := ScanFrom(l.Ring(), h, from, chain, 0)
+		if err != nil || scan.End != cut.end || scan.Damage != nil {
+			t.Fatalf("behind the cut at %d: %+v, %v", cut.end, scan, err)
+		}
+		m.grow(t, rapid.IntRange(1, 4).Draw(t, "more"))
+		from, chain = m.from()
+		scan, err = ScanFrom(l.Ring(), h, from, chain, 0)
+		if err != nil || scan.End != l.End() || scan.Damage != nil {
+			t.Fatalf("log up to %d: %+v, %v", l.End(), scan, err)
+		}
+	})
+}
+
+// TestScanFullRing: a ring that is full to the last byte.
+func TestScanFullRing(t *testing.T) {
+	const size = 64 * Align
+	l := newTestLog(t, size, 0)
+	for l.End() < size {
+		if _, err := appendTo(l, l.End(), []Write{{0, make([]byte, 48)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scan, err := ScanFrom(l.Ring(), testHistory(0), 0, 0, size)
+	if err != nil || scan.End != size || scan.Segments != 32 || scan.Transactions != 32 || scan.Damage != nil {
+		t.Fatalf("%+v, %v", scan, err)
+	}
+	if scan, _ := ScanFrom(l.Ring(), testHistory(0), 0, 0, size+Align); scan.Damage == nil {
+		t.Error("more was acknowledged than the ring holds, and that is no damage")
+	}
+}
+
+// TestTrustWritesPadding: recovery accepts padding by its header alone, and
+// writes the zeros behind it.
+func TestTrustWritesPadding(t *testing.T) {
+	const size = 64 * Align
+	l := newTestLog(t, size, 0)
+	one := func() {
+		if _, err := appendTo(l, l.End(), []Write{{0, make([]byte, 700)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for l.Room(recordSize(700)) <= 832 {
+		one()
+	}
+	pad := l.End()
+	one()
+	var h Header
+	if err := l.Ring().Header(pad, &h); err != nil || !h.Pad || h.Length < 128 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	want := bytes.Clone(l.Ring().Bytes)
+	l.Ring().Raw(pad, int(h.Length))[70] = 9
+	if err := l.Trust(832, l.End()); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(l.Ring().Bytes, want) {
+		t.Error("Trust left bytes behind the padding's header, or changed others")
+	}
+	if err := l.Trust(832, l.End()+832); err == nil {
+		t.Error("Trust went beyond the log")
+	}
+}

@@ -1,0 +1,327 @@
+package nvmmirror
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// begin starts a commit that is expected to wait, and returns what becomes of
+// it.
+func begin(ctx context.Context, n *testNode, off int64, p []byte) <-chan error {
+	done := make(chan error, 1)
+	tx := n.Begin()
+	tx.Write(off, p)
+	go func() { _, err := tx.Commit(ctx); done <- err }()
+	return done
+}
+
+func TestGoingAlone(t *testing.T) {
+	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}})
+	before := a.Status()
+	b.wire.link.set(true)
+	waiting := begin(context.Background(), a, 100, []byte("waits"))
+	a.until("written", func(s Status) bool { return s.Committed > before.Committed })
+	if err := <-waiting; err != nil {
+		t.Fatalf("a waiting commit failed as its node went alone: %v", err)
+	}
+	s := a.Status()
+	if last := a.meta.State.History.Last(); last.PeerIn || s.Epoch.Counter <= before.Epoch.Counter || !s.Title {
+		t.Fatalf("alone with history entry %+v, title %v", last, s.Title)
+	}
+	l := startLoad(t, 4, func() *Volume { return a.Volume })
+	l.more(200)
+	b.wire.link.set(false)
+	b.inSync()
+	l.more(200)
+	l.end()
+	l.check(a)
+	identical(t, a, b)
+	a.crash()
+	a.open() // the entry with the peer is durable: it needs the peer again
+	a.inSync()
+	l.check(a)
+}
+
+func TestAsync(t *testing.T) {
+	a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
+	b.wire.link.set(true)
+	fill(t, a, 1, 20, 1000) // acknowledged without the peer
+	if s := a.Status(); s.Acked != s.Committed {
+		t.Fatalf("async: acknowledged up to %d of %d", s.Acked, s.Committed)
+	}
+	if lag := b.Status().Committed; lag >= a.Status().Committed {
+		t.Fatal("the peer does not lag behind a cut link")
+	}
+	b.wire.link.set(false)
+	b.inSync()
+	l := startLoad(t, 4, func() *Volume { return a.Volume })
+	l.more(500)
+	l.end()
+	l.check(a)
+	identical(t, a, b)
+}
+
+func TestAbsence(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		count int
+		rule  replicate.Rule
+	}{
+		{"short", 20, replicate.RuleCatchUp},
+		{"long", 500, replicate.RuleFull},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}})
+			b.crash()
+			fill(t, a, 2, c.count, 20000)
+			b.open()
+			b.inSync()
+			if got := replicate.Rule(b.Status().Rule); got != c.rule {
+				t.Errorf("rule %q, want %q", got, c.rule)
+			}
+			identical(t, a, b)
+		})
+	}
+}
+
+// A full copy onto a new region, while writers go on.
+func TestFullCopyUnderLoad(t *testing.T) {
+	a, b := newPair(t, testConfig{size: 32 << 20, opt: Options{OnPeerLoss: Alone}})
+	a.promote(false)
+	a.inSync()
+	replace(t, b)
+	a.until("alone", func(s Status) bool { return s.Peer == "lost" && !a.pair.Required() })
+	fill(t, a, 3, 500, 20000)
+	l := startLoad(t, 8, func() *Volume { return a.Volume })
+	l.more(50)
+	b.open()
+	b.until("resyncing", func(s Status) bool { return s.Peer == "resyncing" })
+	b.inSync()
+	if got := replicate.Rule(b.Status().Rule); got != replicate.RuleAdoptFull {
+		t.Errorf("rule %q", got)
+	}
+	l.more(200)
+	l.end()
+	l.check(a)
+	identical(t, a, b)
+	want := content(t, a)
+	a.demote()
+	b.until("title", func(s Status) bool { return s.Title })
+	b.promote(false)
+	if !bytes.Equal(content(t, b), want) {
+		t.Fatal("the copy differs")
+	}
+	l.check(b)
+}
+
+// Commits wait for the peer: they are in the log, and in no block that is
+// copied. The copy must not undo what the log brought before it.
+func TestFullCopyWithCommitsWaiting(t *testing.T) {
+	a, b := pairInSync(t, testConfig{})
+	fill(t, a, 16, 500, 20000)
+	b.close()
+	var waiting []<-chan error
+	for i := range int64(20) {
+		waiting = append(waiting, begin(context.Background(), a, i*200000, []byte("waits for the peer")))
+	}
+	a.until("waiting", func(s Status) bool { return s.Committed > s.Applied && s.Peer == "lost" })
+	replace(t, b)
+	b.open()
+	b.inSync()
+	for _, w := range waiting {
+		if err := <-w; err != nil {
+			t.Fatal(err)
+		}
+	}
+	identical(t, a, b)
+}
+
+// The target of a full copy crashes in the middle: it is inconsistent until a
+// copy has gone through.
+func TestFullCopyInterrupted(t *testing.T) {
+	a, b := newPair(t, testConfig{size: 16 << 20, opt: Options{OnPeerLoss: Alone}})
+	a.promote(false)
+	a.inSync()
+	replace(t, b)
+	fill(t, a, 4, 500, 20000)
+	a.wire.setChop(32<<10, time.Millisecond)
+	for range 3 {
+		b.open()
+		b.until("copying", func(s Status) bool { return s.Resync != nil && s.Resync.Done > 1<<20 })
+		b.crash()
+	}
+	b.wire.link.set(true)
+	b.open()
+	if s := b.Status(); len(s.Degraded) == 0 || b.meta.State.Resync == nil {
+		t.Fatalf("not inconsistent after a copy that was cut short: %+v", s)
+	}
+	refused(t, "promotion of an inconsistent node", b.Promote(context.Background(), true))
+	a.wire.setChop(0, 0)
+	b.wire.link.set(false)
+	b.inSync()
+	identical(t, a, b)
+}
+
+// A former primary that was cut off before it died holds log that nobody
+// acknowledged. It drops it as it returns.
+func TestDropTail(t *testing.T) {
+	for _, kill := range []string{"crash", "close", "alive"} {
+		t.Run(kill, func(t *testing.T) {
+			a, b := pairInSync(t, testConfig{})
+			fill(t, a, 5, 30, 5000)
+			quiesce(t, a, b)
+			b.wire.link.set(true)
+			ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+			defer cancel()
+			var waiting []<-chan error
+			for i := range 5 {
+				waiting = append(waiting, begin(ctx, a, int64(i)*1000, bytes.Repeat([]byte("lost"), 3000)))
+			}
+			for _, w := range waiting {
+				if err := <-w; err == nil || !errors.Is(err, ErrOutcomeUnknown) && !errors.Is(err, context.DeadlineExceeded) {
+					t.Fatalf("commit without the peer: %v", err)
+				}
+			}
+			tail := a.Status()
+			if tail.Committed == tail.Acked {
+				t.Fatal("no tail")
+			}
+			switch kill {
+			case "crash":
+				a.crash()
+			case "close":
+				a.close()
+			}
+			b.peerIs("lost")
+			b.promote(false)
+			fill(t, b, 6, 30, 5000)
+			want := content(t, b)
+			b.wire.link.set(false)
+			if kill != "alive" {
+				a.open()
+			}
+			a.inSync()
+			b.inSync()
+			if got := replicate.Rule(a.Status().Rule); got != replicate.RuleDropTail {
+				t.Errorf("rule %q", got)
+			}
+			identical(t, b, a)
+			b.demote()
+			a.until("title", func(s Status) bool { return s.Title })
+			a.promote(false)
+			if !bytes.Equal(content(t, a), want) {
+				t.Fatal("content differs after the tail was dropped")
+			}
+		})
+	}
+}
+
+// A primary whose last segments were lost, above what it knows to be
+// acknowledged, looks like one with a torn tail. Its peer has them.
+func TestTakeLog(t *testing.T) {
+	for _, how := range []string{"truncated", "flipped"} {
+		t.Run(how, func(t *testing.T) {
+			a, b := pairInSync(t, testConfig{})
+			fill(t, a, 7, 10, 3000)
+			quiesce(t, a, b)
+			var ends []LSN
+			for i := range 3 {
+				ends = append(ends, commit(t, a, int64(i)*100, bytes.Repeat([]byte{byte(i + 1)}, 100)))
+			}
+			want := content(t, a)
+			a.crash()
+			a.change(func(region []byte) {
+				m := metadataOf(t, region)
+				// As if it had crashed before the data was applied.
+				for b := range m.Size / blockSize {
+					e := region[m.Table.Off+b*tableEntry:][:tableEntry]
+					if old, ok := decodeEntry(e, b); ok && old.lsn >= ends[0] {
+						copy(e, make([]byte, 8))
+						zero := entry{0, old.crc}
+						putEntry(e, zero, b)
+					}
+				}
+				ring := journal.Ring{Bytes: region[m.Journal.Off:m.Journal.end():m.Journal.end()], Base: m.RingBase}
+				at := ends[1] // the third segment: its predecessors' hints end before it
+				if how == "truncated" {
+					at = ends[0]
+					clear(ring.Raw(at, int(ends[2]-at)))
+				} else {
+					ring.Raw(at, 80)[70] ^= 4
+				}
+			})
+			a.open()
+			if s := a.Status(); s.Committed >= ends[2] || s.Recovery.Damage != "" {
+				t.Fatalf("recovered up to %d of %d, damage %q", s.Committed, ends[2], s.Recovery.Damage)
+			}
+			a.inSync()
+			if s := a.Status(); s.Committed < ends[2] {
+				t.Fatalf("the log ends at %d, the peer held it up to %d", s.Committed, ends[2])
+			}
+			if !bytes.Equal(content(t, a), want) {
+				t.Fatal("acknowledged data is lost")
+			}
+			identical(t, a, b)
+		})
+	}
+}
+
+// Damage below what is known to be acknowledged, on the primary: fetched from
+// the peer, never skipped.
+func TestDamagedPrimary(t *testing.T) {
+	a, b := pairInSync(t, testConfig{})
+	at := a.Status().Committed
+	fill(t, a, 8, 10, 3000)
+	want := content(t, a)
+	a.crash()
+	a.change(func(region []byte) { flip(t, region, at) })
+	b.wire.link.set(true)
+	a.open()
+	if s := a.Status(); s.Recovery.Damage == "" || s.Serving {
+		t.Fatalf("damage not seen, or served: %+v", s)
+	}
+	refused(t, "continuing alone with a damaged journal", a.ContinueAlone(context.Background(), false))
+	b.wire.link.set(false)
+	a.inSync()
+	if !bytes.Equal(content(t, a), want) {
+		t.Fatal("acknowledged data is lost")
+	}
+	identical(t, a, b)
+}
+
+// Damage on the secondary: repaired by the primary.
+func TestDamagedSecondary(t *testing.T) {
+	a, b := pairInSync(t, testConfig{})
+	at := a.Status().Committed
+	fill(t, a, 9, 10, 3000)
+	quiesce(t, a, b)
+	b.until("told", func(s Status) bool { return s.Acked == s.Committed })
+	b.crash()
+	b.change(func(region []byte) { flip(t, region, at) })
+	a.wire.link.set(true)
+	b.open()
+	if b.Status().Recovery.Damage == "" {
+		t.Fatal("damage not seen")
+	}
+	refused(t, "promotion with a damaged journal", b.Promote(context.Background(), false))
+	a.wire.link.set(false)
+	b.inSync()
+	identical(t, a, b)
+}
+
+// flip flips one bit in the segment at lsn of a closed region.
+func flip(t testing.TB, region []byte, lsn LSN) {
+	t.Helper()
+	m := metadataOf(t, region)
+	if lsn < m.Checkpoint.LSN {
+		t.Fatalf("LSN %d lies below the checkpoint at %d", lsn, m.Checkpoint.LSN)
+	}
+	ring := journal.Ring{Bytes: region[m.Journal.Off:m.Journal.end():m.Journal.end()], Base: m.RingBase}
+	ring.Raw(lsn, journal.Align)[40] ^= 1
+}

@@ -1,0 +1,5 @@
+//go:build race
+
+package nvmmirror
+
+const raceEnabled = true

@@ -1,0 +1,66 @@
+package replicate
+
+import (
+	"encoding/json"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/journal"
+)
+
+// What a hostile peer in package replicate_test needs of the wire.
+
+const (
+	HeaderSize   = headerSize
+	TypeHello    = uint16(msgHello)
+	TypeChain    = uint16(msgChain)
+	TypeVerdict  = uint16(msgVerdict)
+	TypeFollow   = uint16(msgFollow)
+	TypeFollowed = uint16(msgFollowed)
+	TypeJoin     = uint16(msgJoin)
+	TypeJoined   = uint16(msgJoined)
+	TypeAck      = uint16(msgAck)
+	TypeRequest  = uint16(msgBlockRequest)
+	TypeLast     = uint16(msgBye)
+)
+
+type (
+	HelloBody  = hello
+	FollowBody = follow
+	JoinBody   = join
+	Message    struct {
+		Type       uint16
+		Session    uint64
+		A, B, C, D uint64
+		Body       []byte
+	}
+)
+
+// Encode is the message as it goes over the wire.
+func (m Message) Encode() []byte {
+	b := make([]byte, headerSize, headerSize+len(m.Body))
+	w := message{typ: messageType(m.Type), session: m.Session, a: m.A, b: m.B, c: m.C, d: m.D, length: uint32(len(m.Body))}
+	if len(m.Body) > 0 {
+		w.bodyCRC = crc32c.Sum(m.Body)
+	}
+	w.encode(b)
+	return append(b, m.Body...)
+}
+
+// DecodeMessage takes a message off the front of b; ok is false where it is
+// not whole.
+func DecodeMessage(b []byte) (m Message, n int, ok bool) {
+	var w message
+	if len(b) < headerSize || w.decode(b) != nil || len(b) < headerSize+int(w.length) {
+		return m, 0, false
+	}
+	n = headerSize + int(w.length)
+	return Message{uint16(w.typ), w.session, w.a, w.b, w.c, w.d, b[headerSize:n]}, n, true
+}
+
+func VerdictBody(v Verdict) []byte {
+	b, _ := json.Marshal(verdict{v.Rule, v.From})
+	return b
+}
+
+// CommonOf is what both sides of a handshake agree on.
+func CommonOf(a, b Side) journal.LSN { return Common(a, b) }

@@ -1,0 +1,340 @@
+package nvmmirror
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem/sim"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// simSeed is printed by every test that uses it; NVMMIRROR_SEED replays it.
+func simSeed(t testing.TB) *rand.Rand {
+	seed := uint64(20261122)
+	if s := os.Getenv("NVMMIRROR_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("NVMMIRROR_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
+
+// simWorld is a standalone volume on simulated memory and its model: what the
+// volume holds after each transaction.
+type simWorld struct {
+	t      testing.TB
+	rng    *rand.Rand
+	mem    *sim.Memory
+	v      *Volume
+	states [][]byte    // content after so many transactions
+	ends   map[LSN]int // log end → transactions
+	acked  int
+	broken error // the first promise that a crash broke
+	every  int   // of the crash points at stores, one in so many is tried
+	images int   // at each point at most
+	tried  int
+	quiet  bool // no crash points: to move on in the ring
+
+	// While a full copy arrives: what it is to become.
+	incoming []byte
+}
+
+const simSize = 16 * blockSize
+
+func newSimWorld(t testing.TB, rng *rand.Rand, mutant func(sim.Op) bool) *simWorld {
+	m := layout(simSize, MinJournal)
+	mem, err := sim.New(m.Data.end())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &simWorld{t: t, rng: rng, mem: mem, states: [][]byte{make([]byte, simSize)}, ends: map[LSN]int{0: 0}, every: 150, images: 5}
+	mem.Mutate(mutant)
+	mem.OnOp(func(o sim.Op) { w.crash(o, true) })
+	if err := format(mem, m); err != nil {
+		t.Fatal(err)
+	}
+	w.formatted()
+	w.open()
+	return w
+}
+
+// formatted: from here on every crash leaves a region.
+func (w *simWorld) formatted() {
+	w.mem.OnOp(func(o sim.Op) { w.crash(o, false) })
+}
+
+func (w *simWorld) open() {
+	o, _ := Options{}.withDefaults()
+	v, err := openMemory("sim", w.mem, o)
+	if err == nil {
+		err = v.takeUp()
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.v = v
+}
+
+// kill is a process kill and a restart on what is visible.
+func (w *simWorld) kill() {
+	w.v.pair.Close()
+	w.open()
+}
+
+// commit makes one random transaction.
+func (w *simWorld) commit() {
+	next := bytes.Clone(w.states[len(w.states)-1])
+	tx := w.v.Begin()
+	for range 1 + w.rng.IntN(4) {
+		n := 1 + w.rng.IntN(300)
+		if w.quiet || w.rng.IntN(8) == 0 {
+			n = 1 + w.rng.IntN(3*blockSize)
+		}
+		off := w.rng.IntN(simSize - n)
+		p := make([]byte, n)
+		for i := range p {
+			p[i] = byte(w.rng.Uint32())
+		}
+		copy(next[off:], p)
+		if err := tx.Write(int64(off), p); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	w.states = append(w.states, next)
+	lsn, err := tx.Commit(context.Background())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.acked++
+	w.ends[lsn] = w.acked
+}
+
+// crash tries what power failure, and a process kill with power failure after
+// it, would leave before o is done.
+func (w *simWorld) crash(o sim.Op, creating bool) {
+	if w.broken != nil || w.quiet || o.Kind == sim.Store && w.rng.IntN(w.every) != 0 {
+		return
+	}
+	images := w.images
+	if creating || w.incoming != nil && o.Kind != sim.Store { // they happen once
+		images *= 10
+	}
+	w.mem.Images(images, w.rng, func(img *sim.Memory) {
+		w.tried++
+		w.judge(o, img, creating)
+	})
+	if w.rng.IntN(4) == 0 {
+		w.mem.Kill(func(img *sim.Memory) { w.judgeKill(o, img, creating) })
+	}
+}
+
+// judge recovers an image, once with a second crash inside recovery.
+func (w *simWorld) judge(o sim.Op, img *sim.Memory, creating bool) {
+	switch {
+	case w.incoming != nil && w.rng.IntN(2) == 0: // few points, so each is tried hard
+		w.crashWithin(img, 150, func() { w.recoverAndChange(img) })
+	case w.rng.IntN(8) == 0:
+		w.crashWithin(img, 200, func() { w.recover(img) })
+	case w.rng.IntN(8) == 0:
+		w.crashWithin(img, 500, func() { w.recoverAndChange(img) })
+	}
+	content, n, err := w.recover(img)
+	switch {
+	case w.broken != nil:
+	case errors.Is(err, errInconsistent) && w.incoming != nil:
+	case w.incoming != nil && err == nil && bytes.Equal(content, w.incoming):
+	case creating && errors.Is(err, errUnreadable): // no region yet
+	case err != nil:
+		w.broken = fmt.Errorf("%v %d at %s: recovery: %w", o.Kind, o.N, o.Site, err)
+	case n < w.acked:
+		w.broken = fmt.Errorf("%v %d at %s: %d transactions were acknowledged, %d recovered", o.Kind, o.N, o.Site, w.acked, n)
+	case !bytes.Equal(content, w.states[n]):
+		w.broken = fmt.Errorf("%v %d at %s: recovered content is not that after transaction %d", o.Kind, o.N, o.Site, n)
+	}
+}
+
+// recover recovers an image and returns its content and how many transactions
+// it holds. A transaction that has not returned has the highest end.
+func (w *simWorld) recover(img *sim.Memory) (content []byte, n int, err error) {
+	o, _ := Options{}.withDefaults()
+	v, err := openMemory("image", img, o)
+	if err != nil {
+		return nil, 0, fmt.Errorf("%w: %w", errUnreadable, err)
+	}
+	if v.copying {
+		return nil, 0, errInconsistent
+	}
+	if v.damaged.Load() {
+		return nil, 0, errors.New(v.recovery.Damage)
+	}
+	content = bytes.Clone(img.Bytes()[v.data.Off : v.data.Off+simSize])
+	n, ok := w.ends[v.Applied()]
+	if !ok { // the transaction that has not returned, or only padding before it
+		n = len(w.states) - 1
+		if bytes.Equal(content, w.states[w.acked]) {
+			n = w.acked
+		}
+	}
+	for b := range int64(simSize / blockSize) {
+		if e, ok := v.table.get(b); !ok {
+			return nil, 0, fmt.Errorf("entry of block %d does not match its checksum", b)
+		} else if sum := crcOf(v.block(b)); sum != e.crc {
+			return nil, 0, fmt.Errorf("block %d does not match its checksum", b)
+		}
+	}
+	return content, n, nil
+}
+
+var errUnreadable = errors.New("cannot be opened")
+
+var errInconsistent = errors.New("a full copy has not finished")
+
+type stopped struct{}
+
+// crashWithin lets f run up to a random operation on the image, and loses
+// power there.
+func (w *simWorld) crashWithin(img *sim.Memory, most int, f func()) {
+	at := w.rng.IntN(most)
+	img.OnOp(func(o sim.Op) {
+		if o.N >= at {
+			panic(stopped{})
+		}
+	})
+	func() {
+		defer func() {
+			if r := recover(); r != nil {
+				if _, ok := r.(stopped); !ok {
+					panic(r)
+				}
+			}
+		}()
+		f()
+	}()
+	img.OnOp(nil)
+	img.Crash(w.rng)
+}
+
+// recoverAndChange recovers the image and changes its metadata.
+func (w *simWorld) recoverAndChange(img *sim.Memory) {
+	o, _ := Options{}.withDefaults()
+	if v, err := openMemory("image", img, o); err == nil {
+		v.updateMeta(func(m *metadata) error { m.State.Lease++; return nil })
+	}
+}
+
+// judgeKill: the process is killed and recovered; what it then reports as
+// persisted survives power failure right after.
+func (w *simWorld) judgeKill(o sim.Op, img *sim.Memory, creating bool) {
+	content, n, err := w.recover(img)
+	if err != nil {
+		if !creating && !(errors.Is(err, errInconsistent) && w.incoming != nil) {
+			w.broken = fmt.Errorf("%v %d at %s: recovery after a kill: %w", o.Kind, o.N, o.Site, err)
+		}
+		return
+	}
+	img.Crash(w.rng)
+	after, m, err := w.recover(img)
+	switch {
+	case err != nil:
+		w.broken = fmt.Errorf("%v %d at %s: recovery after a kill and a power failure: %w", o.Kind, o.N, o.Site, err)
+	case m != n || !bytes.Equal(content, after):
+		w.broken = fmt.Errorf("%v %d at %s: %d transactions recovered after a kill, %d after the power failure that followed", o.Kind, o.N, o.Site, n, m)
+	}
+}
+
+// run is the workload: commits with wrap-around, checkpoints, kills, a clean
+// close.
+func (w *simWorld) run(transactions int) {
+	for i := 1; i <= transactions && w.broken == nil; i++ {
+		w.quiet = w.rng.IntN(3) > 0
+		w.commit()
+		switch {
+		case i%97 == 0:
+			w.kill()
+		case w.v.checkpointDue() || w.rng.IntN(20) == 0:
+			if err := w.v.checkpoint(false); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+	}
+	w.quiet = false
+	if w.broken == nil {
+		if err := w.v.Close(); err != nil {
+			w.t.Fatal(err)
+		}
+		w.open()
+		w.commit()
+	}
+	if w.broken == nil {
+		w.copyOver()
+	}
+	w.v.pair.Close()
+	w.mem.OnOp(nil)
+}
+
+// copyOver makes the node the target of a full copy, with log behind it.
+func (w *simWorld) copyOver() {
+	w.v.pair.Close()
+	n := (*node)(w.v)
+	data := make([]byte, simSize)
+	for i := range data {
+		data[i] = byte(w.rng.Uint32())
+	}
+	w.incoming = data
+	r := replicate.Resync{Fork: w.v.journal.End() + 1<<20, Chain: 77, Epoch: journal.Epoch{Counter: 99, Node: 7}}
+	err := n.StartCopy(r, func(st *replicate.State) {
+		st.History = st.History.Append(journal.Entry{Epoch: r.Epoch, Start: r.Fork, PeerIn: true})
+		st.Role, st.Title = replicate.Secondary, false
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	info := make([]replicate.BlockInfo, simSize/blockSize)
+	for b := range info {
+		info[b] = replicate.BlockInfo{LSN: r.Fork - 64, CRC: crcOf(data[b*blockSize:][:blockSize])}
+	}
+	half := len(info) / 2
+	for _, part := range [][2]int{{0, half}, {half, len(info)}} {
+		if err := n.CopyBlocks(uint32(part[0]), data[part[0]*blockSize:part[1]*blockSize], info[part[0]:part[1]]); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if err := n.FinishCopy(); err != nil {
+		w.t.Fatal(err)
+	}
+	// The old content must never come back.
+	w.incoming = nil
+	w.states, w.ends, w.acked = [][]byte{data}, map[LSN]int{r.Fork: 0}, 0
+	if err := w.v.checkpoint(false); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestCrashEverywhere(t *testing.T) {
+	n := 400
+	if testing.Short() {
+		n = 100
+	}
+	w := newSimWorld(t, simSeed(t), nil)
+	defer w.mem.Close()
+	w.run(n)
+	if w.broken != nil {
+		t.Fatal(w.broken)
+	}
+	t.Logf("%d operations, %d crash images recovered, log end %d in a ring of %d", w.mem.Ops(), w.tried, w.v.journal.End(), MinJournal)
+	if w.v.journal.End() < MinJournal && !testing.Short() {
+		t.Fatal("the ring never wrapped")
+	}
+}
+
+func crcOf(p []byte) uint32 { return crc32c.Sum(p) }

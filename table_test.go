@@ -1,0 +1,117 @@
+package nvmmirror
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+)
+
+func TestTableEntries(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	m := layout(smallSize, smallJournal)
+	tab := table{mem, m.Table}
+	rapid.Check(t, func(t *rapid.T) {
+		b := rapid.Int64Range(0, smallSize/blockSize-1).Draw(t, "block")
+		e := entry{LSN(rapid.Uint64().Draw(t, "lsn")), rapid.Uint32().Draw(t, "crc")}
+		tab.set(b, e)
+		if got, ok := tab.get(b); !ok || got != e {
+			t.Fatalf("%+v, %v", got, ok)
+		}
+		off := m.Table.Off + b*tableEntry
+		p := mem.b[off : off+tableEntry]
+		if _, ok := decodeEntry(p, b+1); ok {
+			t.Fatal("the entry is good for another block")
+		}
+		at, bit := rapid.IntRange(0, tableEntry-1).Draw(t, "byte"), rapid.IntRange(0, 7).Draw(t, "bit")
+		p[at] ^= 1 << bit
+		if _, ok := tab.get(b); ok {
+			t.Fatalf("a flip in byte %d is not noticed", at)
+		}
+		p[at] ^= 1 << bit
+	})
+}
+
+func TestNewestEntry(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	m := layout(smallSize, smallJournal)
+	tab := table{mem, m.Table}
+	const blocks = smallSize / blockSize
+	if n := newestEntry(mem.b[m.Table.Off:], blocks); n != 0 {
+		t.Fatal(n)
+	}
+	tab.set(3, entry{640, 1})
+	tab.set(blocks-1, entry{128, 1})
+	if n := newestEntry(mem.b[m.Table.Off:], blocks); n != 640 {
+		t.Fatal(n)
+	}
+	mem.b[m.Table.Off+4*tableEntry+5] = 1 // a damaged entry says nothing
+	if n := newestEntry(mem.b[m.Table.Off:], blocks); n != 640 {
+		t.Fatal(n)
+	}
+}
+
+// TestCarriedChecksum: whatever is written, each block's entry holds the
+// checksum of the block, though it was never taken from the medium.
+func TestCarriedChecksum(t *testing.T) {
+	const seed = 11
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	mem := newImage(t, smallSize, smallJournal)
+	v := openQuiet(t, mem)
+	model := make([]byte, smallSize)
+	for i := range 400 {
+		tx := randomTransaction(rng, smallSize, 5, 9000)
+		if _, err := tx.commit(v); err != nil {
+			t.Fatal(err)
+		}
+		tx.applyTo(model)
+		if i%20 == 0 {
+			if err := v.checkpoint(false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	data, bad := blockContent(v)
+	if len(bad) > 0 || !bytes.Equal(data, model) {
+		t.Fatalf("%d blocks do not match their entries", len(bad))
+	}
+}
+
+// TestFlipIsNotBlessed: a bit flips in a block, then its neighbours change.
+// The entry must go on not to match, also over checkpoints, until the block is
+// rewritten as a whole.
+func TestFlipIsNotBlessed(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	v := openQuiet(t, mem)
+	write := func(off int64, n int) {
+		t.Helper()
+		if _, err := (transaction{{off, bytes.Repeat([]byte{0x5a}, n)}}).commit(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0, 3*blockSize)
+	mem.b[v.meta.Data.Off+blockSize+2000] ^= 8
+	for i := range 5 {
+		write(blockSize+int64(i)*100, 50)
+		if err := v.checkpoint(false); err != nil {
+			t.Fatal(err)
+		}
+		if e, ok := v.table.get(1); !ok || e.crc == crc32c.Sum(v.block(1)) {
+			t.Fatal("the entry matches the damaged block")
+		}
+		if _, err := v.ReadAt(make([]byte, 10), blockSize); err == nil {
+			t.Fatal("the damaged block is served")
+		}
+	}
+	if len(v.bad) != 1 {
+		t.Errorf("%d damaged blocks are known", len(v.bad))
+	}
+	write(blockSize, blockSize)
+	if _, err := v.ReadAt(make([]byte, 10), blockSize); err != nil || len(v.bad) != 0 {
+		t.Errorf("after it was rewritten: %v, %d damaged blocks", err, len(v.bad))
+	}
+}
