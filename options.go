@@ -151,12 +151,12 @@ func (o *Options) pairConfig(log *zap.Logger) (replicate.Config, error) {
 	return c, nil
 }
 
-// md5Failures is the kernel's count of segments whose signature did not match,
-// in this network namespace; 0 where it cannot be read.
-func (o *Options) md5Failures() uint64 {
-	c, err := transport.ReadCounters()
-	if err != nil || o.Peer == nil {
+// md5Failures counts, since the volume was opened, the segments whose signature
+// did not match, in this network namespace; 0 where the kernel does not tell.
+func (v *Volume) md5Failures() uint64 {
+	now, err := transport.ReadCounters()
+	if err != nil || v.opt.Peer == nil {
 		return 0
 	}
-	return c.MD5Failure
+	return now.Sub(v.kernelAtStart).MD5Failure
 }

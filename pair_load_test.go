@@ -164,6 +164,7 @@ func TestFullRing(t *testing.T) {
 	data := make([][]byte, writers)
 	waits := make([]<-chan error, writers)
 	var before, after runtime.MemStats
+	runtime.GC()
 	runtime.ReadMemStats(&before)
 	for i := range writers {
 		data[i] = bytes.Repeat([]byte{byte(i + 1)}, size)
@@ -179,6 +180,7 @@ func TestFullRing(t *testing.T) {
 		last = s.Committed
 		return full && s.Peer == "lost"
 	})
+	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if s := a.Status(); s.Committed-s.Ckpt > 2<<20 {
 		t.Fatalf("%d bytes of log in a ring of %d", s.Committed-s.Ckpt, 2<<20)

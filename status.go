@@ -109,7 +109,7 @@ func (v *Volume) Status() Status {
 		Reconnects: pc.Reconnects.Load(), DialFailures: pc.DialFailures.Load(), Refused: pc.Refused.Load(),
 		BadBlocks: v.counters.badBlocks.Load(), RepairedBlocks: v.counters.repaired.Load(),
 		UnverifiedBlocks: v.unverifieds.Load(), MetadataRepairs: v.counters.metaRepairs.Load(),
-		MD5Failures: v.opt.md5Failures(),
+		MD5Failures: v.md5Failures(),
 	}
 	return s
 }

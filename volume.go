@@ -25,6 +25,7 @@ import (
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
 // LSN is a position in the log: a commit's is the byte after its segment, and
@@ -89,8 +90,9 @@ type Volume struct {
 	repairMu sync.Mutex
 	repairs  map[int64][]chan error
 
-	recovery Recovery
-	counters counters
+	recovery      Recovery
+	counters      counters
+	kernelAtStart transport.Counters
 }
 
 type counters struct {
@@ -266,6 +268,7 @@ func (v *Volume) start() error {
 
 // takeUp takes up the role that the region remembers.
 func (v *Volume) takeUp() error {
+	v.kernelAtStart, _ = transport.ReadCounters() // zeros where /proc does not tell
 	cfg, err := v.opt.pairConfig(v.log)
 	if err != nil {
 		return err

@@ -240,10 +240,14 @@ func (p *Pair) promotable(force bool) error {
 	return nil
 }
 
-// connected reports whether a session is up.
+// connected reports whether a session is up, or was a moment ago: a change of
+// role at the peer ends it and begins another.
 func (p *Pair) connected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if ended := p.sessionEnded.Load(); ended != 0 && boottime()-time.Duration(ended) < p.cfg.Timeout/2 {
+		return true
+	}
 	return p.phase != phaseLost && p.phase != phaseNone && p.phase != phaseRefused
 }
 

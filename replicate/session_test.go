@@ -368,3 +368,50 @@ func TestTricklingConnections(t *testing.T) {
 		}
 	}
 }
+
+// The checksum before the log's end is told to a peer while committers move
+// the end: it must be that of the LSN that was asked for.
+func TestHandshakeUnderLoad(t *testing.T) {
+	v := newVictim(t, nvmmirror.Alone)
+	if err := v.Promote(context.Background(), true); err != nil {
+		t.Fatal(err)
+	}
+	p := v.connect(1 << 20)
+	side := enemy()
+	if _, _, ok := handshake(p, side); !ok {
+		t.Fatal("handshake")
+	}
+	m, ok := p.await(replicate.TypeFollow)
+	if !ok {
+		t.Fatal("not told to follow")
+	}
+	var f replicate.FollowBody
+	if err := json.Unmarshal(m.Body, &f); err != nil {
+		t.Fatal(err)
+	}
+	p.hangUp()
+	side.Lineage, side.History = f.Lineage, f.History
+	side.End = 1 << 40 // so that the node's own end is what they have in common
+
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					v.WriteAt([]byte("load"), int64(g)*100)
+				}
+			}
+		})
+	}
+	for range 50 {
+		p := v.connect(1 << 20)
+		handshake(p, side)
+		p.hangUp()
+	}
+	close(stop)
+	wg.Wait()
+}

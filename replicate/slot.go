@@ -1,0 +1,314 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
+)
+
+// The connection slot: at most one session, dialled or accepted, and between
+// sessions the work that changes the role.
+
+// dialTime is the longest that a dial waits: a wrong key, which is only seen by
+// there being no answer, is to be reported within seconds.
+const dialTime = 2 * time.Second
+
+// accept reads the first message of each connection that comes in, so that
+// nothing but a peer that speaks the protocol can end a session.
+func (p *Pair) accept() {
+	slots := make(chan struct{}, 4)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		conn, err := p.ln.Accept()
+		if err != nil {
+			if p.ctx.Err() != nil {
+				return
+			}
+			p.log.Warn("accept", zap.Error(err))
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			conn.Close()
+			continue
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			s := newSession(p, conn)
+			ctx, cancel := context.WithTimeoutCause(p.ctx, p.cfg.Timeout, errSilent)
+			defer cancel()
+			s.ctx = ctx
+			stop := context.AfterFunc(p.ctx, conn.Wake)
+			defer stop()
+			if err := s.readHello(); err != nil {
+				p.log.Warn("connection refused", zap.Stringer("from", conn.RemoteAddr()), zap.Error(err))
+				p.noteReason(err.Error())
+				conn.Close()
+				return
+			}
+			select {
+			case p.offers <- s:
+			case <-p.ctx.Done():
+				conn.Close()
+			}
+		})
+	}
+}
+
+// call is work for the run goroutine, between sessions.
+type call struct {
+	f    func() error
+	done chan error
+}
+
+// between runs f while no session runs, and none is accepted.
+func (p *Pair) between(ctx context.Context, f func() error) error {
+	c := &call{f: f, done: make(chan error, 1)}
+	select {
+	case p.calls <- c:
+		return <-c.done
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.ctx.Done():
+		return errors.New("the node is being closed")
+	}
+}
+
+// run owns the connection slot.
+func (p *Pair) run() {
+	var backoff time.Duration
+	for p.ctx.Err() == nil {
+		s := p.connect(backoff)
+		for s != nil {
+			var next *session
+			var err error
+			next, err = p.supervise(s)
+			switch {
+			case next != nil:
+			case errors.Is(err, errAgain):
+				backoff = 0
+			case p.Phase() == "refused":
+				backoff = p.cfg.Timeout
+			default:
+				backoff = min(2*backoff+p.cfg.Timeout/50, p.cfg.Timeout)
+			}
+			s = next
+		}
+	}
+}
+
+// connect waits for a connection: dialled after delay, or accepted. It is nil
+// where none came about; other work may have been done meanwhile.
+func (p *Pair) connect(delay time.Duration) *session {
+	ctx, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	type result struct {
+		conn transport.Conn
+		err  error
+	}
+	dialed := make(chan result, 1)
+	if p.cfg.Transport != nil {
+		if !p.firstToDial() {
+			delay += min(p.cfg.Timeout, dialTime) / 10
+		}
+		p.wg.Go(func() {
+			if !wait(ctx, delay) {
+				dialed <- result{nil, ctx.Err()}
+				return
+			}
+			ctx, cancel := context.WithTimeout(ctx, min(p.cfg.Timeout, dialTime))
+			defer cancel()
+			conn, err := p.cfg.Transport.Dial(ctx, p.cfg.Listen.Addr(), p.cfg.Peer)
+			dialed <- result{conn, err}
+		})
+	}
+	abandon := func() {
+		cancel()
+		if p.cfg.Transport != nil {
+			if r := <-dialed; r.conn != nil {
+				r.conn.Close()
+			}
+		}
+	}
+	var alone <-chan time.Time
+	if d, ok := p.untilAlone(); ok {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		alone = t.C
+	}
+	select {
+	case s := <-p.offers:
+		abandon()
+		return s
+	case r := <-dialed:
+		if r.err != nil {
+			p.counters.DialFailures.Add(1)
+			p.notePeerLost(r.err)
+			return nil
+		}
+		s := newSession(p, r.conn)
+		s.dialed = true
+		return s
+	case c := <-p.calls:
+		abandon()
+		c.done <- c.f()
+	case <-alone:
+		abandon()
+		if err := p.goAlone("peer lost"); err != nil {
+			p.log.Error("going alone failed", zap.Error(err))
+		}
+	case <-p.kick:
+		abandon()
+		p.failRepairs()
+	case <-p.ctx.Done():
+		abandon()
+	}
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// firstToDial reports whether this end's own connection wins over one that
+// the peer makes at the same time. The ends' addresses settle it the same way
+// on both sides.
+func (p *Pair) firstToDial() bool { return p.cfg.Listen.Compare(p.cfg.Peer) < 0 }
+
+// supervise runs a session to its end. A connection that the peer makes
+// meanwhile replaces it, and is returned: the peer dials only where it has no
+// session. The exception is a connection of ours that may just be on its way.
+func (p *Pair) supervise(s *session) (next *session, err error) {
+	ctx, cancel := context.WithCancel(p.ctx)
+	defer cancel()
+	s.ctx = ctx
+	stop := context.AfterFunc(ctx, s.conn.Wake)
+	defer stop()
+	if p.sessions++; p.sessions > 1 {
+		p.counters.Reconnects.Add(1)
+	}
+	done := make(chan error, 1)
+	p.wg.Go(func() { done <- p.session(s) })
+	var work *call
+	for {
+		select {
+		case err = <-done:
+			s.conn.Close()
+			p.ended(s, err)
+			if work != nil {
+				work.done <- work.f()
+				err = errAgain
+			}
+			return next, err
+		case o := <-p.offers:
+			if !s.established.Load() && s.dialed && p.firstToDial() || next != nil || work != nil {
+				o.conn.Close()
+				continue
+			}
+			next = o
+			cancel()
+		case c := <-p.calls:
+			if work != nil {
+				c.done <- errors.New("another change of this node's role is under way")
+				continue
+			}
+			work = c
+			cancel()
+		}
+	}
+}
+
+// ended notes why a session ended.
+func (p *Pair) ended(s *session, err error) {
+	p.mu.Lock()
+	refused := p.phase == phaseRefused
+	if !refused {
+		p.phase = phaseLost
+		if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, context.Canceled) {
+			p.reason = err.Error()
+		}
+	}
+	p.mu.Unlock()
+	p.unpin()
+	p.failRepairs()
+	if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, context.Canceled) {
+		p.log.Warn("session ended", zap.Stringer("peer", s.conn.RemoteAddr()), zap.Error(err))
+	}
+	p.lost = s.heard
+	p.sessionEnded.Store(int64(boottime()))
+}
+
+func (p *Pair) unpin() { p.pin.Store(math.MaxUint64) }
+
+// poke makes the goroutine in charge look at what is wanted.
+func (p *Pair) poke() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (p *Pair) setPhase(ph phase, reason string) {
+	p.mu.Lock()
+	p.phase, p.reason = ph, reason
+	p.mu.Unlock()
+}
+
+func (p *Pair) noteReason(r string) {
+	p.mu.Lock()
+	if p.phase == phaseLost {
+		p.reason = r
+	}
+	p.mu.Unlock()
+}
+
+// notePeerLost says why no connection comes about.
+func (p *Pair) notePeerLost(err error) {
+	reason := fmt.Sprintf("cannot reach the peer: %v", err)
+	var dial *transport.DialError
+	told := errors.As(err, &dial) && dial.Rose.Diagnose() != ""
+	if p.cfg.Diagnose != nil && !told {
+		if d := p.cfg.Diagnose(); d != "" {
+			reason += "; " + d
+		}
+	}
+	p.mu.Lock()
+	changed := withoutFigures(p.reason) != withoutFigures(reason)
+	if p.phase == phaseLost || p.phase == phaseRefused {
+		p.phase, p.reason = phaseLost, reason
+	}
+	p.mu.Unlock()
+	if changed {
+		p.log.Warn("peer lost", zap.String("reason", reason))
+	}
+}
+
+// withoutFigures is what stays the same while counters in a reason grow.
+func withoutFigures(s string) string {
+	return strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return -1
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,137 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+)
+
+// What committers and readers see of a pair.
+
+// Progress implements the committer's sink, as far as the pair goes: what all
+// required nodes hold, and where the ring must not be written.
+func (p *Pair) Progress() (acked, limit journal.LSN) {
+	end := p.node.Log().End()
+	size := journal.LSN(p.node.Log().Ring().Size())
+	limit = p.node.Checkpoint() + size
+	if s := p.insync.Load(); s != nil {
+		p.progress(s)
+		limit = min(limit, s.peerCkpt+size)
+		acked = s.acked
+	} else if f := p.follower.Load(); f != nil && journal.LSN(p.peerAcked.Load()) < end {
+		f.conn.Wake()
+	}
+	if pin := p.pin.Load(); pin != math.MaxUint64 {
+		limit = min(limit, journal.LSN(pin)+size)
+	}
+	switch {
+	case !p.serving.Load():
+		acked = 0 // the log is a session's, which applies it itself
+	case !p.required.Load():
+		acked = end
+	}
+	return acked, limit
+}
+
+// Wait sleeps until Progress may have something.
+func (p *Pair) Wait(d time.Duration) bool {
+	if s := p.insync.Load(); s != nil {
+		s.conn.Wait(len(s.pending) > 0, d)
+		return true
+	}
+	return false
+}
+
+// Wake ends a Wait. It reports false where no session could be waiting.
+func (p *Pair) Wake() bool {
+	if s := p.insync.Load(); s != nil {
+		s.conn.Wake()
+		return true
+	}
+	return false
+}
+
+// renewLease extends the read lease, counted from when what was answered left.
+func (p *Pair) renewLease(sent time.Duration) {
+	if until := int64(sent + p.lease); until > p.leaseUntil.Load() {
+		p.leaseUntil.Store(until)
+	}
+}
+
+// Leased reports whether this primary may serve a read that it has just done:
+// it is alone by decision, or its lease has not run out, so that no one can
+// have been promoted.
+func (p *Pair) Leased() bool {
+	return !p.required.Load() || int64(boottime()) < p.leaseUntil.Load()
+}
+
+// Serving reports whether transactions are taken; on a secondary they are
+// refused.
+func (p *Pair) Serving() bool { return p.serving.Load() }
+
+// AwaitServing waits until a primary that was restarted serves: until its peer
+// has been heard, or it goes on alone by decision. It returns at once on a
+// secondary.
+func (p *Pair) AwaitServing(ctx context.Context) error {
+	if Role(p.role.Load()) != Primary {
+		return nil // the committer says so
+	}
+	select {
+	case <-p.ready:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.ctx.Done():
+		return errors.New("the node is being closed")
+	}
+}
+
+func (p *Pair) ackedHint() journal.LSN { return journal.LSN(p.peerAcked.Load()) }
+
+// Acked is the LSN up to which all required nodes are known to hold the log;
+// on a secondary what the primary said of it.
+func (p *Pair) Acked() journal.LSN {
+	end := p.node.Log().End()
+	if p.Role() == Primary && !p.required.Load() {
+		return end
+	}
+	return min(end, p.ackedHint())
+}
+
+// Role is what the node is now.
+func (p *Pair) Role() Role { return Role(p.role.Load()) }
+
+// NotPrimary is the error that says who is.
+func (p *Pair) NotPrimary() error { return p.notPrimary() }
+
+// Required reports whether acknowledgements need the peer.
+func (p *Pair) Required() bool { return p.required.Load() }
+
+// Status is the pair as status shows it.
+type Status struct {
+	Phase  string // as Phase
+	Reason string
+	Rule   Rule  // of the last handshake
+	Copied int64 // bytes of a full copy so far
+}
+
+// Status is the pair's state now.
+func (p *Pair) Status() Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Status{Phase: p.phase.String(), Reason: p.reason, Rule: p.verdict.Rule, Copied: p.copied.Load()}
+}
+
+// Counters are the pair's counters.
+func (p *Pair) Counters() *Counters { return &p.counters }
+
+// Phase is the peer's state: in-sync, connected, catching-up, resyncing, lost,
+// refused or none.
+func (p *Pair) Phase() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.phase.String()
+}
