@@ -33,7 +33,7 @@ func (v *Volume) apply(upTo LSN) (err error) {
 			return err
 		}
 	}
-	if v.checkpointDue() {
+	if v.ringFilling() {
 		v.kickCheckpoint()
 	}
 	return nil

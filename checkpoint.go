@@ -49,8 +49,11 @@ func (v *Volume) checkpointer() {
 
 // checkpointDue: a quarter of the ring lies above the checkpoint, or half of
 // the epochs that a history keeps.
-func (v *Volume) checkpointDue() bool {
-	return v.Applied()-v.Checkpoint() > LSN(v.ring.Len/4) || v.crowded()
+func (v *Volume) checkpointDue() bool { return v.ringFilling() || v.crowded() }
+
+// ringFilling is the part of checkpointDue that commits look at: no lock.
+func (v *Volume) ringFilling() bool {
+	return v.Applied()-v.Checkpoint() > LSN(v.ring.Len/4)
 }
 
 // crowded: many epochs began above the checkpoint. The history is bounded, and
