@@ -64,30 +64,46 @@ func (n *node) Truncate(lsn LSN, chain uint32) error {
 	return nil
 }
 
-// AcceptLoss: the log ends where the damage begins. Blocks that were changed
-// by log beyond it hold parts of what is lost: their entries move back to the
-// log's end, so that no later recovery misses log that will never be there,
-// and they count as unverified.
+// AcceptLoss: the log ends where the damage begins. Blocks may hold parts of
+// what is lost behind it, so the data is no longer a state of the log that a
+// peer could reach by it: the log starts over a ring further on, and a peer
+// that rejoins is copied to in full. Those blocks count as unverified.
 func (n *node) AcceptLoss() (err error) {
 	v := n.v()
+	v.ckptMu.Lock()
+	defer v.ckptMu.Unlock()
 	defer pmem.Recover(v.mem, pmem.Arm(), &err)
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
-	end := v.journal.End()
-	touched := newBlockSet(v.size / blockSize)
+	lost := v.journal.End()
+	start := lost + LSN(v.ring.Len) + journal.Align
 	for b := range v.size / blockSize {
-		if e, ok := v.table.get(b); ok && e.lsn > end {
-			v.table.set(b, entry{end, crc32c.Sum(v.block(b))})
+		if e, ok := v.table.get(b); ok && e.lsn > lost {
+			v.table.set(b, entry{start, crc32c.Sum(v.block(b))})
 			v.distrust(b)
-			touched.add(b)
+			v.dirty.add(b)
 		}
 	}
-	v.flushBlocks(touched)
+	v.flushBlocks(v.dirty)
 	if err := v.mem.Fence(); err != nil {
 		return v.fail(err)
 	}
+	err = v.updateMeta(func(m *metadata) error {
+		e, _ := m.State.History.At(start)
+		m.Checkpoint = checkpoint{LSN: start, Epoch: e.Epoch}
+		m.State.Acked = start
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	clear(v.dirty)
+	v.journal.Reset(start, 0)
+	v.chain = 0
+	v.applied.Store(uint64(start))
+	v.checkpointed.Store(uint64(start))
 	v.damaged.Store(false)
-	v.redoUntil = end
+	v.redoUntil = 0
 	return nil
 }
 

@@ -28,7 +28,8 @@ type Node interface {
 	// Damaged reports whether recovery found log missing below what was
 	// acknowledged, and it has not been brought back since.
 	Damaged() bool
-	// AcceptLoss gives up the log that is damaged, as an operator forced it.
+	// AcceptLoss gives up the log that is damaged, as an operator forced it,
+	// and starts the log over beyond its ring. The caller has the role.
 	AcceptLoss() error
 	// Apply makes the log visible up to an LSN, at most its end.
 	Apply(upTo journal.LSN) error

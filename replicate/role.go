@@ -34,16 +34,15 @@ func (p *Pair) nextEpoch(st *State) journal.Epoch {
 
 // mint begins an epoch at the log's end. The caller has the role.
 func (p *Pair) mint(peerIn bool, more func(*State)) error {
-	end := p.node.Log().End()
 	if p.node.Damaged() { // only by force
-		p.log.Error("giving up damaged log", zap.Uint64("from", uint64(end)))
+		p.log.Error("giving up damaged log", zap.Uint64("from", uint64(p.node.Log().End())))
 		if err := p.node.AcceptLoss(); err != nil {
 			return err
 		}
 	}
+	end := p.node.Log().End()
 	err := p.node.Update(func(st *State) error {
 		st.History = st.History.Append(journal.Entry{Epoch: p.nextEpoch(st), Start: end, PeerIn: peerIn, Async: p.cfg.Async})
-		st.Acked = min(st.Acked, end)
 		more(st)
 		return nil
 	})
