@@ -99,7 +99,7 @@ func TestDAXVolume(t *testing.T) {
 			model := make([]byte, size)
 			for round := range 3 {
 				v := reopen(t, path)
-				if r := v.Status().Recovery; !r.Clean {
+				if r := v.Status().Recovery; r.Clean != (round > 0) || r.Damage != "" {
 					t.Fatalf("round %d: %+v", round, r)
 				}
 				for range 300 { // more than the ring holds
@@ -269,7 +269,10 @@ func TestDAXPair(t *testing.T) {
 func remove(t *testing.T, paths ...string) {
 	t.Helper()
 	for _, path := range paths {
-		if err := os.Remove(path); !isDevice(path) && err != nil && !errors.Is(err, os.ErrNotExist) {
+		if isDevice(path) {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
 		}
 	}
@@ -302,7 +305,7 @@ func TestDAXClockStep(t *testing.T) {
 		off += d
 	}
 	defer func() { step(-off) }()
-	for _, d := range []time.Duration{time.Hour, -time.Hour, -time.Hour, 2 * time.Hour, -90 * time.Second} {
+	for _, d := range []time.Duration{time.Hour, -2 * time.Hour, time.Hour} {
 		step(d)
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		if err := a.Volume.pair.AwaitServing(ctx); err != nil {

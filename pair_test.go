@@ -3,6 +3,7 @@ package nvmmirror
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -100,6 +101,9 @@ type testConfig struct {
 // newPair creates two blank nodes, and opens them.
 func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 	t.Helper()
+	if !c.plain {
+		needMD5Sig(t)
+	}
 	if c.size == 0 {
 		c.size = 4 << 20
 	}
@@ -136,6 +140,15 @@ func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 		nodes[i] = n
 	}
 	return nodes[0], nodes[1]
+}
+
+// needMD5Sig skips where the kernel cannot sign: under qemu-user.
+func needMD5Sig(t testing.TB) {
+	t.Helper()
+	var un *transport.UnsupportedError
+	if err := transport.Probe(); errors.As(err, &un) {
+		t.Skip("needs TCP_MD5SIG: ", err)
+	}
 }
 
 // newTransport connects to 127.0.0.1.

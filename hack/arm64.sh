@@ -9,5 +9,9 @@ trap 'rm -rf "$tmp"' EXIT
 for pkg in internal/crc32c pmem journal .; do
 	echo "== arm64: $pkg"
 	CGO_ENABLED=0 GOARCH=arm64 go test -c -o "$tmp/t" "./$pkg"
-	(cd "$pkg" && "$qemu" -cpu max "$tmp/t" -test.short -test.timeout 5m ${ARM64_RUN:+-test.run "$ARM64_RUN"} | tail -n 3)
+	if ! (cd "$pkg" && "$qemu" -cpu max "$tmp/t" -test.short -test.timeout 10m) >"$tmp/out" 2>&1; then
+		cat "$tmp/out"
+		exit 1
+	fi
+	tail -n 1 "$tmp/out"
 done
