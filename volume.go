@@ -153,11 +153,22 @@ func Create(path string, o CreateOptions) (err error) {
 		if _, err := readMetadata(r.Bytes()); !errors.Is(err, ErrNotRegion) {
 			return fmt.Errorf("%s: the device holds a region already; zero its first 4 MiB if it may go", path)
 		}
+		if err := zero(r, m.Data.end()); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
 	}
 	if err := format(r, m); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return r.Publish()
+}
+
+// zero clears a device, which holds what was there before: a blank region's
+// blocks are zeros, and its block table says so.
+func zero(mem pmem.Memory, n int64) (err error) {
+	defer pmem.Recover(mem, pmem.Arm(), &err)
+	mem.Zero(0, n)
+	return mem.Fence()
 }
 
 // format makes mem, which is zero, a blank region. Metadata comes last: before

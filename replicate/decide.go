@@ -144,7 +144,11 @@ func findFork(a, b Side) fork {
 		n++
 	}
 	if n == 0 {
-		return fork{}
+		// Each log of a lineage begins at 0, with nothing. Where both
+		// histories still do, that is common: an entry under which nothing
+		// was written has given way on one side.
+		begun := len(ha) > 0 && len(hb) > 0 && ha[0].Start == 0 && hb[0].Start == 0
+		return fork{ok: begun, newerA: begun, newerB: begun}
 	}
 	reach := func(h journal.History, end journal.LSN) journal.LSN {
 		if n < len(h) {
@@ -169,6 +173,14 @@ func droppable(s Side, lsn journal.LSN) bool {
 		}
 	}
 	return len(s.History) > 0
+}
+
+// expendable reports whether s can go on from lsn as if it had never gone
+// beyond: its tail is droppable, or it is a secondary, which acknowledges
+// nothing, without a tail. Its epochs gave way at the peer, where nothing was
+// written under them either.
+func expendable(s Side, lsn journal.LSN) bool {
+	return droppable(s, lsn) || s.Role != Primary && !s.Damaged && s.End <= lsn && s.Acked <= lsn
 }
 
 // Decide is the handshake decision: a pure function of what both sides
@@ -299,7 +311,12 @@ func decidePrefix(a, b Side, common journal.LSN, newer bool) Verdict {
 
 // decideFork: both have something that the other does not have.
 func decideFork(a, b Side, f fork) Verdict {
-	dropA, dropB := droppable(a, f.common), droppable(b, f.common)
+	dropA, dropB := expendable(a, f.common), expendable(b, f.common)
+	if dropA && dropB {
+		// Nobody acknowledged anything: the later epoch goes on.
+		x, y := a.History.Last().Epoch.Counter, b.History.Last().Epoch.Counter
+		dropA, dropB = x < y, y < x
+	}
 	if dropA == dropB || !f.newerA && !f.newerB {
 		return Verdict{Rule: RuleSplitBrain, From: f.common, Why: fmt.Sprintf(
 			"the logs forked at LSN %d: %s would lose %d bytes of log, %s %d; replace the region of the one that may go",

@@ -52,7 +52,8 @@ var (
 		{begun, epoch(2, nodeB, 128, alone), epoch(3, nodeB, 256, both)},
 		{begun, epoch(3, nodeB, 192, alone)},
 		{epoch(3, nodeA, 256, both)}, // pruned
-		{epoch(7, nodeB, 0, both)},   // nothing in common
+		{epoch(7, nodeB, 0, both)},   // nothing in common but the beginning
+		{epoch(9, nodeB, 32, both)},  // nothing in common
 	}
 	ends = []journal.LSN{64, 128, 192, 320}
 )
@@ -185,7 +186,7 @@ func checkDecision(t *testing.T, a, b Side) Verdict {
 			}
 			for i, e := range target.History {
 				inForce := i == len(target.History)-1 || target.History[i+1].Start > f.common
-				if inForce && !e.BothIn() {
+				if inForce && !e.BothIn() && (target.Role == Primary || target.End > f.common) {
 					fail("the target may have acknowledged alone under %+v", e)
 				}
 			}
@@ -271,11 +272,18 @@ func TestDecideTable(t *testing.T) {
 		{"inconsistent beside a secondary", side(nodeA, Secondary, 320, begun), with(side(nodeB, Secondary, 64, begun), inconsistent)},
 		{"both promoted, both acknowledged", side(nodeA, Primary, 320, begun, epoch(2, nodeA, 128, alone)), side(nodeB, Primary, 192, begun, promoted)},
 		{"both promoted, nothing acknowledged since", side(nodeA, Primary, 128, begun, epoch(2, nodeA, 128, alone)), side(nodeB, Primary, 128, begun, promoted)},
+		{"interrupted while joining, the lone primary restarted, nothing written", side(nodeA, Secondary, 128, begun, promoted), side(nodeB, Primary, 128, begun, epoch(3, nodeB, 128, alone))},
+		{"interrupted at the join, nothing written", side(nodeA, Secondary, 128, begun, promoted), side(nodeB, Primary, 128, begun, epoch(3, nodeB, 128, both))},
+		{"interrupted at the join of a former primary, nothing written", side(nodeA, Primary, 128, begun, epoch(2, nodeA, 128, both)), side(nodeB, Primary, 128, begun, epoch(4, nodeB, 128, both))},
+		{"interrupted at the join, damaged since", with(side(nodeA, Secondary, 128, begun, promoted), damaged), side(nodeB, Primary, 128, begun, epoch(3, nodeB, 128, alone))},
 		{"other lineage", side(nodeA, Primary, 320, begun), with(side(nodeB, Primary, 320, begun), func(s *Side) { s.Lineage = UUID{2} })},
 		{"other size", side(nodeA, Primary, 320, begun), with(blank(nodeB), func(s *Side) { s.Geometry.Size *= 2 })},
 		{"other journal size", side(nodeA, Primary, 320, begun), with(blank(nodeB), func(s *Side) { s.Geometry.Journal *= 2 })},
 		{"a copy of the region", side(nodeA, Primary, 320, begun), side(nodeA, Primary, 320, begun)},
-		{"no epoch in common", side(nodeA, Primary, 320, begun), side(nodeB, Secondary, 320, epoch(9, nodeB, 0, both))},
+		{"no epoch in common", side(nodeA, Primary, 320, begun), side(nodeB, Secondary, 320, epoch(9, nodeB, 64, both))},
+		{"failed over before anything was written", side(nodeA, Primary, 0, begun), side(nodeB, Primary, 0, epoch(2, nodeB, 0, alone))},
+		{"failed over before anything was acknowledged", with(side(nodeA, Primary, 192, begun), unacked(0)), side(nodeB, Primary, 320, epoch(2, nodeB, 0, alone))},
+		{"nothing in common but the beginning, both acknowledged", side(nodeA, Primary, 192, begun), side(nodeB, Primary, 320, epoch(2, nodeB, 0, alone))},
 		{"another segment before the common LSN", side(nodeA, Primary, 320, begun), with(side(nodeB, Secondary, 192, begun), func(s *Side) { s.Chain = 2 })},
 	} {
 		v := checkDecision(t, c.a, c.b)
