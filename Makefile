@@ -61,3 +61,17 @@ clean:
 .PHONY: mutants
 mutants:
 	NVMMIRROR_MUTANTS=1 $(GO) test -run TestMutants -timeout 10m -v .
+
+# What needs network namespaces and TUN devices, at full length: the pair over a
+# wire that lies, and chaos with real processes. Skips, and says so, without
+# root. NVMMIRROR_CHAOS_SEED repeats choices, NVMMIRROR_CHAOS_TIME=10m goes on.
+.PHONY: test-root
+test-root:
+	NVMMIRROR_TEST_ROOT=1 $(GO) test -count=1 -timeout 15m -v ./internal/chaos
+
+# Real DAX, in emulated machines that are killed under load. Wants Debian, with
+# the packages that hack/vm/kernel.sh names, and its kernel in the cache.
+.PHONY: test-dax
+test-dax:
+	hack/vm/kernel.sh
+	NVMMIRROR_VM=1 $(GO) test -run TestDAX -count=1 -timeout 15m -v ./hack/vm

@@ -36,13 +36,20 @@ func (p *Pair) lead(s *session, v Verdict) error {
 	if !c.done {
 		p.setPhase(phaseResync, v.Why)
 	}
+	var lap, behind journal.LSN // the log's end when this lap began, and how far the follower was behind it
 	for {
 		if err := p.shipSome(s, c); err != nil {
 			return err
 		}
-		if s.copied && p.node.Log().End()-s.acked <= joinWithin {
-			break
+		if !s.copied || s.acked < lap {
+			continue
 		}
+		end := p.node.Log().End()
+		now := end - s.acked
+		if now <= joinWithin || lap > 0 && now > behind*3/4 {
+			break // near, or no longer getting nearer: commits pause for the rest, a ring at most
+		}
+		lap, behind = end, now
 	}
 	if err := p.join(s); err != nil {
 		return err
@@ -111,7 +118,9 @@ func (p *Pair) shipSome(s *session, c *copier) error {
 	if err != nil {
 		return err
 	}
-	if len(s.pending) == 0 && len(s.ctl) == 0 && !c.done {
+	if len(s.ctl) == 0 && !c.done {
+		// Also where log waits to be sent: else writers that are faster than
+		// the wire would keep the copy from ever going on.
 		if err := c.next(p, s); err != nil {
 			return err
 		}

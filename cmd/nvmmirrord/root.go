@@ -20,6 +20,7 @@ var commands = []func() *cobra.Command{
 	newJournalCommand,
 	newKeyCommand,
 	newDemoCommand,
+	newBenchCommand,
 }
 
 // newRootCommand is the whole command tree. started becomes true when a

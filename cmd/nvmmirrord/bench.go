@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nvmmirror/nvmmirror/internal/bench"
+)
+
+func newBenchCommand() *cobra.Command {
+	cmd := newGroup("bench", "Measure the mirror, and the wire under it, on machines of your own")
+	cmd.AddCommand(newBenchCommitCommand(), newBenchWireCommand(), newBenchChildCommand())
+	return cmd
+}
+
+// newBenchChildCommand is the other end of a measurement on one machine.
+func newBenchChildCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "child", Short: "The other end of a measurement, on standard input and output", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return bench.ServeChild(cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
+}
+
+// benchProgram is the command line of that other end.
+func benchProgram() ([]string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("this program's own file: %w", err)
+	}
+	return []string{self, "bench", "child"}, nil
+}
+
+// benchError makes an option that was refused one of usage.
+func benchError(err error) error {
+	var option *bench.OptionError
+	if errors.As(err, &option) {
+		return usageErrorf("--%v", err)
+	}
+	return err
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func TestBenchCommit(t *testing.T) {
+	dir := directory(t)
+	args := []string{"bench", "commit", "--transport", "plain", "--region-size", "4MiB", "--journal-size", "2MiB", "--duration", "40ms", "--dir", dir}
+	var got map[string]any
+	if err := json.Unmarshal([]byte(must(t, append(args, "-o", "json", "--poll", "off", "--committers", "2")...)), &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range strings.Fields("p50_us p99_us commits_per_s mb_per_s floor_p50_us floor_mb_per_s ratio_p50 ratio_mb rss_bytes cpu_s_per_gib") {
+		if n, ok := got[key].(float64); !ok || n <= 0 {
+			t.Errorf("%s is %v", key, got[key])
+		}
+	}
+	if got["poll"] != "off" || got["committers"] != 2.0 || got["identical"] != true {
+		t.Errorf("%v", got)
+	}
+	if text := must(t, args...); !strings.Contains(text, "raw floor") || !strings.Contains(text, "both regions are identical") {
+		t.Errorf("%s", text)
+	}
+	for flag, value := range map[string]string{
+		"--connections": "2", "--poll": "sometimes", "--size": "0", "--ack": "none", "--transport": "tls1.3",
+		"--duration": "0s", "--committers": "-1", "--region-size": "lots", "--journal-size": "1", "--colour": "red",
+	} {
+		fails(t, exitUsage, []string{"bench", "commit", flag, value}, flag)
+	}
+	fails(t, exitUsage, []string{"bench", "commit", "more"})
+	fails(t, exitUsage, []string{"bench"})
+	fails(t, exitFailed, []string{"bench", "commit", "--dir", dir + "/none"}, "no such file")
+}
+
+func TestBenchWire(t *testing.T) {
+	args := []string{"bench", "wire", "--duration", "10ms", "--transports", "plain,crc32c,md5-af_alg", "--sizes", "8,4KiB", "--connections", "1,2"}
+	if text := must(t, args...); !strings.Contains(text, "crc32c") || !strings.Contains(text, "loopback") {
+		t.Errorf("%s", text)
+	}
+	for flag, value := range map[string]string{
+		"--transports": "pigeon", "--sizes": "2MiB", "--connections": "0", "--duration": "0s", "--verify": "none", "--mtu": "x",
+	} {
+		fails(t, exitUsage, []string{"bench", "wire", flag, value}, flag)
+	}
+	fails(t, exitUsage, []string{"bench", "wire", "--server", "--client", "a:1"})
+	fails(t, exitUsage, []string{"bench", "wire", "--client", "a:1", "--netns"})
+	fails(t, exitFailed, []string{"bench", "wire", "--client", fmt.Sprintf("127.0.0.1:%d", port(t))}, "connection refused")
+
+	server := exec.Command(program, "bench", "wire", "--server", "--listen", "127.0.0.1:0")
+	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer server.Process.Kill()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := strings.TrimSpace(strings.TrimPrefix(line, "listening on "))
+	var got struct {
+		Driver, Other struct{ Kernel string }
+		Paths         []struct {
+			Path       string
+			Transports []struct{ Transport string }
+		}
+	}
+	if err := json.Unmarshal([]byte(must(t, append(args, "--client", address, "-o", "json")...)), &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Paths) != 1 || len(got.Paths[0].Transports) != 3 || got.Other.Kernel == "" {
+		t.Errorf("%+v", got)
+	}
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Wait(); err != nil {
+		t.Errorf("the server ended with %v", err)
+	}
+}

@@ -1,0 +1,147 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/nvmmirror/nvmmirror"
+)
+
+// load is the committers. Each has slots of its own, which it overwrites in
+// turn.
+type load struct {
+	v     *nvmmirror.Volume
+	size  int64
+	slots int64 // of each committer
+	of    []committer
+	took  time.Duration // while round trips were recorded
+}
+
+type committer struct {
+	p    []byte
+	n    int64 // commits so far
+	base int64 // n when it was told to forget
+	hist *hdrhistogram.Histogram
+	err  error
+}
+
+func newLoad(v *nvmmirror.Volume, o CommitOptions) *load {
+	l := &load{v: v, size: int64(o.Size), slots: o.RegionSize / (int64(o.Size) * int64(o.Committers)), of: make([]committer, o.Committers)}
+	for c := range l.of {
+		l.of[c].hist = newHistogram()
+		l.of[c].p = bytes.Repeat([]byte{byte(c + 1)}, o.Size)
+	}
+	return l
+}
+
+// forget makes what has been done so far warm-up.
+func (l *load) forget() {
+	for c := range l.of {
+		l.of[c].hist.Reset()
+		l.of[c].base = l.of[c].n
+	}
+	l.took = 0
+}
+
+// commits counts all since forget, recorded or not.
+func (l *load) commits() (n int64) {
+	for c := range l.of {
+		n += l.of[c].n - l.of[c].base
+	}
+	return n
+}
+
+func (l *load) histogram() *hdrhistogram.Histogram {
+	all := newHistogram()
+	for c := range l.of {
+		all.Merge(l.of[c].hist)
+	}
+	return all
+}
+
+// histogramBytes is what the histograms take where all of them is touched.
+func (l *load) histogramBytes() (n int64) {
+	for c := range l.of {
+		n += int64(l.of[c].hist.ByteSize())
+	}
+	return n
+}
+
+// offset is where committer c writes its n-th.
+func (l *load) offset(c int, n int64) int64 {
+	return (n%l.slots*int64(len(l.of)) + int64(c)) * l.size
+}
+
+// fill makes the n-th content, different from those before.
+func (m *committer) fill(n int64) {
+	var count [8]byte
+	binary.LittleEndian.PutUint64(count[:], uint64(n))
+	copy(m.p, count[:])
+}
+
+// run commits for d, of which the first tenth is not recorded.
+func (l *load) run(ctx context.Context, d time.Duration) error {
+	var wg sync.WaitGroup
+	start := time.Now()
+	for c := range l.of {
+		wg.Go(func() { l.of[c].err = l.commit(ctx, c, start, d) })
+	}
+	wg.Wait()
+	l.took += time.Since(start) - d/10
+	var errs []error
+	for c := range l.of {
+		errs = append(errs, l.of[c].err)
+	}
+	return errors.Join(errs...)
+}
+
+func (l *load) commit(ctx context.Context, c int, start time.Time, d time.Duration) error {
+	m := &l.of[c]
+	for {
+		m.fill(m.n)
+		off := l.offset(c, m.n)
+		begin := time.Since(start)
+		if begin > d && m.hist.TotalCount() > 0 {
+			return nil
+		}
+		tx := l.v.Begin()
+		if err := tx.Write(off, m.p); err != nil {
+			tx.Discard()
+			return err
+		}
+		if _, err := tx.Commit(ctx); err != nil {
+			return err
+		}
+		if begin >= d/10 {
+			record(m.hist, time.Since(start)-begin)
+		}
+		m.n++
+	}
+}
+
+// readBack compares each committer's last transaction with what is there.
+func (l *load) readBack() error {
+	got := make([]byte, l.size)
+	for c := range l.of {
+		m := &l.of[c]
+		if m.n == 0 {
+			return fmt.Errorf("committer %d has not committed", c)
+		}
+		m.fill(m.n - 1)
+		off := l.offset(c, m.n-1)
+		if _, err := l.v.ReadAt(got, off); err != nil {
+			return err
+		}
+		if !bytes.Equal(got, m.p) {
+			return fmt.Errorf("the last transaction of committer %d, at offset %d, is not there", c, off)
+		}
+	}
+	return nil
+}

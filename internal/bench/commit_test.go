@@ -1,0 +1,169 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
+)
+
+func shortCommit(t testing.TB) CommitOptions {
+	return CommitOptions{
+		Size: 64, Committers: 1, Ack: nvmmirror.AckBoth, Transport: Plain, Connections: 1,
+		RegionSize: 4 << 20, JournalSize: 2 << 20, Duration: 60 * time.Millisecond, Dir: directory(t), Program: program(t),
+	}
+}
+
+func needsMD5(t testing.TB) {
+	t.Helper()
+	if err := transport.Probe(); err != nil {
+		t.Skip("needs TCP_MD5SIG: ", err)
+	}
+}
+
+func TestCommit(t *testing.T) {
+	for name, change := range map[string]func(*CommitOptions){
+		"plain":    func(*CommitOptions) {},
+		"md5sig":   func(o *CommitOptions) { o.Transport = MD5Sig },
+		"sleeping": func(o *CommitOptions) { o.Poll = PollOff },
+		"async":    func(o *CommitOptions) { o.Ack = nvmmirror.AckAsync },
+		"many":     func(o *CommitOptions) { o.Committers, o.Size, o.Poll = 16, 100, time.Millisecond },
+		"large":    func(o *CommitOptions) { o.Size = 256 << 10 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := shortCommit(t)
+			if change(&o); o.Transport == MD5Sig {
+				needsMD5(t)
+			}
+			r, err := Commit(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !r.Identical || r.Commits == 0 || r.P50 <= 0 || r.P50 > r.P99 || r.P99 > r.P999 || r.P999 > r.Max {
+				t.Errorf("latencies are not in order, or there are none: %+v", r)
+			}
+			if r.FloorP50 <= 0 || r.FloorMB <= 0 || r.FloorCPU <= 0 || r.CPU <= 0 || r.Rate <= 0 {
+				t.Errorf("without a floor, or without a cost: %+v", r)
+			}
+			if got := r.P50 / r.FloorP50; got != r.RatioP50 {
+				t.Errorf("ratio %v, not %v", r.RatioP50, got)
+			}
+			// A plausible size, also with the race detector.
+			if r.Resident <= 0 || r.Resident > 128<<20 {
+				t.Errorf("%d bytes beside the region", r.Resident)
+			}
+			if left, _ := os.ReadDir(o.Dir); len(left) > 0 {
+				t.Errorf("%v are left", left)
+			}
+			var text bytes.Buffer
+			if err := r.Print(&text); err != nil || !strings.Contains(text.String(), "both regions are identical") {
+				t.Errorf("%v: %s", err, text.String())
+			}
+		})
+	}
+}
+
+func TestCommitJSON(t *testing.T) {
+	b, err := json.Marshal(CommitResult{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range strings.Fields("p50_us p99_us commits_per_s mb_per_s floor_p50_us floor_mb_per_s ratio_p50 ratio_mb rss_bytes cpu_s_per_gib") {
+		if _, ok := got[key]; !ok {
+			t.Errorf("no key %s in %s", key, b)
+		}
+	}
+}
+
+// Regions that differ, and a transaction that is not there, are found.
+func TestCommitCompares(t *testing.T) {
+	for _, what := range []string{"data", "table"} {
+		t.Run(what, func(t *testing.T) {
+			o := shortCommit(t)
+			p, err := startPair(t.Context(), o, o.Dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.end()
+			p.load = newLoad(p.primary, o)
+			if err := p.load.run(t.Context(), 5*time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+			i, err := nvmmirror.Inspect(p.region[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			// A byte far from those that were written.
+			at := i.Data.Offset + o.RegionSize - 1
+			if what == "table" {
+				at = i.Table.Offset + o.RegionSize/4096*16 - 1
+			}
+			f, err := os.OpenFile(p.region[1], os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			var was [1]byte
+			if _, err := f.ReadAt(was[:], at); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte{was[0] ^ 1}, at); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.compare(t.Context()); err == nil || !strings.Contains(err.Error(), "differ") {
+				t.Errorf("a byte differs, and: %v", err)
+			}
+		})
+	}
+}
+
+func TestCommitOptions(t *testing.T) {
+	for option, change := range map[string]func(*CommitOptions){
+		"size":         func(o *CommitOptions) { o.Size = 0 },
+		"committers":   func(o *CommitOptions) { o.Committers = 0 },
+		"ack":          func(o *CommitOptions) { o.Ack = "all" },
+		"transport":    func(o *CommitOptions) { o.Transport = TLS13 },
+		"connections":  func(o *CommitOptions) { o.Connections = 2 },
+		"poll":         func(o *CommitOptions) { o.Poll = time.Minute },
+		"region-size":  func(o *CommitOptions) { o.RegionSize = 5000 },
+		"journal-size": func(o *CommitOptions) { o.JournalSize = 1 << 20 },
+		"duration":     func(o *CommitOptions) { o.Duration = 0 },
+	} {
+		o := shortCommit(t)
+		change(&o)
+		_, err := Commit(t.Context(), o)
+		var bad *OptionError
+		if !errors.As(err, &bad) || bad.Option != option {
+			t.Errorf("%s: %v", option, err)
+		}
+	}
+	o := shortCommit(t)
+	o.RegionSize = 1 << 45
+	if _, err := Commit(t.Context(), o); err == nil || !strings.Contains(err.Error(), "choose a smaller") {
+		t.Errorf("regions that do not fit: %v", err)
+	}
+}
+
+func TestCommitInterrupted(t *testing.T) {
+	o := shortCommit(t)
+	o.Duration = time.Minute
+	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+	defer cancel()
+	if _, err := Commit(ctx, o); err == nil {
+		t.Error("it succeeded")
+	}
+	if left, _ := os.ReadDir(o.Dir); len(left) > 0 {
+		t.Errorf("%v are left", left)
+	}
+}

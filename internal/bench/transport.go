@@ -1,0 +1,133 @@
+package bench
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
+)
+
+// Transport is a way to carry messages that [Wire] measures.
+type Transport string
+
+const (
+	Plain     Transport = "plain"
+	MD5Sig    Transport = "md5sig"
+	MD5User   Transport = "md5-userspace"
+	MD5Kernel Transport = "md5-af_alg"
+	CRC32C    Transport = "crc32c"
+	TLS13     Transport = "tls1.3"
+
+	frameLimit     = chunk // bytes under one digest
+	maxConnections = 64
+)
+
+// Transports are all of them, in the order in which they are measured.
+func Transports() []Transport {
+	return []Transport{Plain, MD5Sig, MD5User, MD5Kernel, CRC32C, TLS13}
+}
+
+// ParseTransport finds a transport by its name.
+func ParseTransport(name string) (Transport, error) {
+	t := Transport(name)
+	if slices.Contains(Transports(), t) {
+		return t, nil
+	}
+	var names []string
+	for _, t := range Transports() {
+		names = append(names, string(t))
+	}
+	return "", fmt.Errorf("no transport %q; there are %s", name, strings.Join(names, ", "))
+}
+
+// UnsupportedError: one of the ends does not have the transport.
+type UnsupportedError struct {
+	Transport Transport
+	Reason    string
+}
+
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("transport %s: %s", e.Transport, e.Reason)
+}
+
+func (s *setup) signingKey() []byte {
+	if s.Transport == MD5Sig {
+		return s.Key
+	}
+	return nil
+}
+
+// A maker makes links of connected sockets, at one end.
+type maker struct {
+	s   setup
+	tls *identity
+}
+
+func newMaker(s setup) (*maker, error) {
+	m := &maker{s: s}
+	var err error
+	switch s.Transport {
+	case MD5Sig:
+		err = transport.Probe()
+	case MD5Kernel:
+		err = probeALG()
+	case TLS13:
+		if m.tls, err = newIdentity(); err != nil {
+			return nil, err
+		}
+	}
+	if err != nil {
+		return nil, &UnsupportedError{s.Transport, err.Error()}
+	}
+	return m, nil
+}
+
+// cert is what the other end must pin, nil for none.
+func (m *maker) cert() []byte {
+	if m.tls == nil {
+		return nil
+	}
+	return m.tls.der
+}
+
+// link takes the socket over, on failure too.
+func (m *maker) link(raw *rawLink, peerCert []byte, server bool) (link, error) {
+	switch m.s.Transport {
+	case MD5User:
+		return newFramed(raw, newMD5(m.s.Key)), nil
+	case CRC32C:
+		return newFramed(raw, &crc{}), nil
+	case MD5Kernel:
+		d, err := newALG(m.s.Key, raw)
+		if err != nil {
+			raw.close()
+			return nil, err
+		}
+		return newFramed(raw, d), nil
+	case TLS13:
+		return m.tls.link(raw, peerCert, server)
+	}
+	return raw, nil
+}
+
+// processors is how many threads should be able to run Go code at a time: with
+// one per connection, each of which may be inside a system call, the kernel is
+// to share out the processors, not the Go scheduler. One connection leaves the
+// process as it is.
+func (s *setup) processors() int {
+	if s.Connections == 1 {
+		return 0
+	}
+	return s.Connections + 1
+}
+
+func withProcessors(n int) (undo func()) {
+	before := runtime.GOMAXPROCS(0)
+	if n <= before {
+		return func() {}
+	}
+	runtime.GOMAXPROCS(n)
+	return func() { runtime.GOMAXPROCS(before) }
+}

@@ -1,0 +1,195 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func shortWire(t testing.TB) WireOptions {
+	return WireOptions{
+		Transports: Transports(), Sizes: []int{8, 5000, maxMessage}, Connections: []int{1, 3},
+		Duration: 15 * time.Millisecond, Verify: VerifyAll, Program: program(t),
+	}
+}
+
+// checkWire checks that a result is whole and plausible.
+func checkWire(t *testing.T, o WireOptions, r *WireResult) {
+	t.Helper()
+	if len(r.Paths) != max(1, len(o.MTUs)) || r.Driver == nil || r.Other == nil {
+		t.Fatalf("%d paths between %v and %v", len(r.Paths), r.Driver, r.Other)
+	}
+	for _, p := range r.Paths {
+		for i, m := range p.Transports {
+			if m.Transport != o.Transports[i] {
+				t.Errorf("transport %d is %s", i, m.Transport)
+			}
+			if m.Skipped != "" {
+				t.Logf("%s is skipped: %s", m.Transport, m.Skipped)
+				if m.Transport != MD5Kernel && m.Transport != MD5Sig {
+					t.Errorf("%s needs nothing of the kernel", m.Transport)
+				}
+				continue
+			}
+			if len(m.RoundTrips) != 2*len(o.Sizes) || len(m.Throughput) != len(o.Connections) {
+				t.Errorf("%s: %d round trips, %d streams", m.Transport, len(m.RoundTrips), len(m.Throughput))
+			}
+			for _, r := range m.RoundTrips {
+				if r.P50 <= 0 || r.P50 > r.P99 || r.P99 > r.P999 || r.Count == 0 {
+					t.Errorf("%s: %+v", m.Transport, r)
+				}
+			}
+			for _, s := range m.Throughput {
+				if s.MB <= 0 || s.Driver.Calls <= 0 || s.Other.Calls <= 0 || s.Driver.User+s.Driver.System <= 0 {
+					t.Errorf("%s: %+v", m.Transport, s)
+				}
+			}
+			if m.PeakDriver <= 0 || m.PeakOther <= 0 {
+				t.Errorf("%s: peaks %d and %d", m.Transport, m.PeakDriver, m.PeakOther)
+			}
+		}
+	}
+	var text bytes.Buffer
+	if err := r.Print(&text); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"round trip, sleeping", "round trip, polling", "throughput", "peak resident", "tls1.3"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("no %q in\n%s", want, text.String())
+		}
+	}
+}
+
+func TestWire(t *testing.T) {
+	o := shortWire(t)
+	r, err := Wire(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkWire(t, o, r)
+	b, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"round_trips", "throughput", "p50_us", "p999_us", "mb_per_s", "user_s_per_gib", "machine_softirq_s_per_gib",
+		"context_switches_per_gib", "system_calls_per_gib", "socket_memory_bytes", "peak_rss_driver_bytes", "verified"} {
+		if !bytes.Contains(b, []byte(`"`+key+`"`)) {
+			t.Errorf("no key %s", key)
+		}
+	}
+}
+
+func TestWireServer(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	in, out := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- ServeWire(ctx, "127.0.0.1:0", out)
+		out.Close()
+	}()
+	line := make([]byte, 100)
+	n, err := in.Read(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go io.Copy(io.Discard, in)
+	o := shortWire(t)
+	o.Program, o.Sizes, o.Connections = nil, []int{64}, []int{2}
+	o.Client = strings.TrimSpace(strings.TrimPrefix(string(line[:n]), "listening on "))
+	for range 2 { // one driver after the other
+		r, err := Wire(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkWire(t, o, r)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWireNamespaces(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: network namespaces")
+	}
+	o := shortWire(t)
+	o.Sizes, o.Connections, o.MTUs = []int{64}, []int{2}, []int{1500, 9000}
+	r, err := Wire(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkWire(t, o, r)
+	if r.Paths[0].MTU != 1500 || r.Paths[1].MTU != 9000 {
+		t.Errorf("%+v", r.Paths)
+	}
+}
+
+func TestWireOptions(t *testing.T) {
+	for option, change := range map[string]func(*WireOptions){
+		"sizes":       func(o *WireOptions) { o.Sizes = []int{7} },
+		"connections": func(o *WireOptions) { o.Connections = []int{0} },
+		"mtu":         func(o *WireOptions) { o.MTUs = []int{100} },
+		"transports":  func(o *WireOptions) { o.Transports = nil },
+		"duration":    func(o *WireOptions) { o.Duration = 0 },
+		"verify":      func(o *WireOptions) { o.Verify = VerifyNone },
+		"netns":       func(o *WireOptions) { o.Client, o.MTUs = "localhost:1", []int{1500} },
+	} {
+		o := shortWire(t)
+		change(&o)
+		var bad *OptionError
+		if _, err := Wire(t.Context(), o); !errors.As(err, &bad) || bad.Option != option {
+			t.Errorf("%s: %v", option, err)
+		}
+	}
+	if _, err := ParseTransport("carrier pigeon"); err == nil {
+		t.Error("a transport that there is not")
+	}
+}
+
+// A byte that changes on the way is found: by the digest where there is one,
+// by the comparison where there is none.
+func TestWireVerifies(t *testing.T) {
+	p, err := newPattern(chunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.free()
+	for at := range 3 {
+		got := slices.Clone(p.message(uint64(at)))
+		if err := p.check(uint64(at), 0, got); err != nil {
+			t.Error(err)
+		}
+		if p.check(uint64(at)+1, 0, got) == nil {
+			t.Error("another message passes")
+		}
+		if got[at*20000] ^= 1; p.check(uint64(at), 0, got) == nil {
+			t.Error("a changed byte passes")
+		}
+	}
+	if p.b[0] == 0 || bytes.IndexByte(p.b, 0) >= 0 {
+		t.Error("a zero byte in the pattern")
+	}
+}
+
+func TestWireInterrupted(t *testing.T) {
+	o := shortWire(t)
+	o.Duration = time.Minute
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	if _, err := Wire(ctx, o); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(begin); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
