@@ -101,11 +101,12 @@ func TestFullCopyUnderLoad(t *testing.T) {
 	l := startLoad(t, 8, func() *Volume { return a.Volume })
 	l.more(50)
 	b.open()
-	b.until("resyncing", func(s Status) bool { return s.Peer == "resyncing" })
-	b.inSync()
-	if got := replicate.Rule(b.Status().Rule); got != replicate.RuleAdoptFull {
+	// On a busy machine the copy may be interrupted and begin anew later.
+	s := b.until("resyncing", func(s Status) bool { return s.Peer == "resyncing" })
+	if got := replicate.Rule(s.Rule); got != replicate.RuleAdoptFull && got != replicate.RuleFull {
 		t.Errorf("rule %q", got)
 	}
+	b.inSync()
 	l.more(200)
 	l.end()
 	l.check(a)

@@ -112,6 +112,9 @@ func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 	}
 	if c.timeout == 0 {
 		c.timeout = 500 * time.Millisecond
+		if raceEnabled {
+			c.timeout *= 3
+		}
 	}
 	dir := shm(t)
 	addr := [2]string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))}
@@ -186,10 +189,18 @@ func commit(t testing.TB, n *testNode, off int64, p []byte) LSN {
 func content(t testing.TB, n *testNode) []byte {
 	t.Helper()
 	p := make([]byte, n.Size())
-	if _, err := n.ReadAt(p, 0); err != nil {
-		t.Fatalf("%s: read: %v", n.name, err)
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		_, err := n.ReadAt(p, 0)
+		if err == nil {
+			return p
+		}
+		// A busy machine can hold a heartbeat up for longer than the lease.
+		if !errors.Is(err, ErrNoLease) || time.Now().After(deadline) {
+			t.Fatalf("%s: read: %v", n.name, err)
+		}
+		time.Sleep(time.Millisecond)
 	}
-	return p
 }
 
 func TestPairFailover(t *testing.T) {
