@@ -111,9 +111,9 @@ func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 		c.journal = 2 << 20
 	}
 	if c.timeout == 0 {
-		c.timeout = 500 * time.Millisecond
+		c.timeout = time.Second
 		if raceEnabled {
-			c.timeout *= 3
+			c.timeout *= 2
 		}
 	}
 	dir := shm(t)
