@@ -9,8 +9,9 @@
 //	loading       all was compared; from here on transactions are committed
 //	ack KEY N     transaction N of KEY is acknowledged
 //
-// KEY is one sequence of transactions: a stripe of a volume, or the regions
-// that are created one after the other in a directory.
+// KEY is one sequence of transactions: of a stripe of a volume; or the regions
+// that are published one after the other in a directory; or, after ".tx", the
+// transactions in some of these.
 package main
 
 import (
@@ -21,6 +22,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -81,13 +84,14 @@ func (r *run) run() error {
 	p := &pair{run: r, paths: [2]string{r.xfs + "/pair.nvm", r.device}}
 	creators := []*creator{{run: r, name: "new-ext4", dir: r.ext4 + "/new"}, {run: r, name: "new-xfs", dir: r.xfs + "/new"}}
 	if r.create {
-		for _, path := range []string{volumes[0].path, volumes[1].path, p.paths[0], p.paths[1]} {
-			if err := createRegion(path); err != nil {
+		for _, c := range creators {
+			if err := os.Mkdir(c.dir, 0o700); err != nil {
 				return err
 			}
 		}
-		for _, c := range creators {
-			if err := os.Mkdir(c.dir, 0o700); err != nil {
+		unix.Sync() // the directories; regions are for Create to make durable
+		for _, path := range []string{volumes[0].path, volumes[1].path, p.paths[0], p.paths[1]} {
+			if err := createRegion(path); err != nil {
 				return err
 			}
 		}

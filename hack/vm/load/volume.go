@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"time"
 
 	"github.com/nvmmirror/nvmmirror"
@@ -139,84 +138,5 @@ func (v *volume) write(stripe int) error {
 			return fmt.Errorf("%s: commit: %w", v.name, err)
 		}
 		v.run.say("ack %s %d", v.key(stripe), n)
-	}
-}
-
-// creator creates regions in a directory, one after the other, each with a
-// transaction that holds its number, and keeps the last few. What is published
-// must be there after a crash of the kernel, in full length.
-type creator struct {
-	run  *run
-	name string
-	dir  string
-	next uint64
-}
-
-const keep = 3
-
-func (c *creator) path(n uint64) string { return fmt.Sprintf("%s/%d.nvm", c.dir, n) }
-
-func (c *creator) verify() error {
-	acked := c.run.acked[c.name]
-	found := acked
-	for n := max(acked, keep) - keep + 1; n <= acked+keep; n++ {
-		_, err := os.Stat(c.path(n))
-		switch {
-		case errors.Is(err, os.ErrNotExist) && n == acked && acked > 0:
-			return fmt.Errorf("%s was acknowledged: LOST", c.path(n))
-		case errors.Is(err, os.ErrNotExist):
-			continue
-		case err != nil:
-			return err
-		}
-		if report, err := nvmmirror.Check(c.path(n)); err != nil || report.Damaged {
-			return fmt.Errorf("check: %w, %+v", err, report)
-		}
-		v, err := nvmmirror.Open(c.path(n), nvmmirror.Options{})
-		if err != nil {
-			return err
-		}
-		p := make([]byte, 8)
-		_, err = v.ReadAt(p, volumeSize-8)
-		if err = errors.Join(err, v.Close()); err != nil {
-			return err
-		}
-		switch got := binary.LittleEndian.Uint64(p); {
-		case got == n:
-			found = max(found, n)
-		case got != 0 || n <= acked:
-			return fmt.Errorf("%s holds %d", c.path(n), got)
-		default: // published, and killed before its transaction
-			if err := os.Remove(c.path(n)); err != nil {
-				return err
-			}
-		}
-	}
-	c.run.say("found %s %d", c.name, found)
-	c.next = found + 1
-	return nil
-}
-
-func (c *creator) work() error {
-	for ; ; c.next++ {
-		if err := createRegion(c.path(c.next)); err != nil {
-			return err
-		}
-		v, err := nvmmirror.Open(c.path(c.next), nvmmirror.Options{})
-		if err != nil {
-			return err
-		}
-		if _, err := v.WriteAt(binary.LittleEndian.AppendUint64(nil, c.next), volumeSize-8); err != nil {
-			return err
-		}
-		c.run.say("ack %s %d", c.name, c.next)
-		if err := v.Close(); err != nil {
-			return err
-		}
-		if c.next > keep {
-			if err := os.Remove(c.path(c.next - keep)); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-		}
 	}
 }
