@@ -22,7 +22,7 @@ func (v *Volume) apply(upTo LSN) (err error) {
 	ring := v.journal.Ring()
 	var h journal.Header
 	for at := v.Applied(); at < upTo; at = h.End() {
-		body, err := ring.Segment(at, &h)
+		body, err := v.segment(ring, at, &h)
 		if err != nil {
 			return fmt.Errorf("the journal changed after it was written: %w", err)
 		}
@@ -33,10 +33,58 @@ func (v *Volume) apply(upTo LSN) (err error) {
 			return err
 		}
 	}
-	if v.ringFilling() {
+	if v.ringFilling() || v.resting.Load() {
 		v.kickCheckpoint()
 	}
 	return nil
+}
+
+// segment decodes and verifies the segment at an LSN, and takes the checksums
+// of the whole blocks in it into blockSums. Those that recovery took as it
+// scanned the log, in scanned, are not taken again: where a block has changed in
+// memory since, its entry will not match it.
+func (v *Volume) segment(ring journal.Ring, at LSN, h *journal.Header) (body []byte, err error) {
+	v.blockSums = v.blockSums[:0]
+	if err := ring.Header(at, h); err != nil {
+		return nil, err
+	}
+	if h.Pad || h.Length < blockSize {
+		return ring.Segment(at, h)
+	}
+	body = ring.Raw(at, int(h.Length))[journal.HeaderSize:]
+	var crc uint32
+	crc, v.scanned, v.blockSums = sumBody(body, v.scanned, v.blockSums)
+	return body, journal.CheckSum(h, crc)
+}
+
+// sumBody is the checksum of a segment's body. It appends those of the whole
+// blocks that its records cover to sums, on the way, so that its bytes are read
+// once for both. What is in known are the first of them; it returns the rest.
+func sumBody(body []byte, known, sums []uint32) (crc uint32, left, all []uint32) {
+	summed := 0
+	for records := journal.NewRecords(body); ; {
+		data := records.Position() + journal.RecordHeaderSize
+		rec, ok, err := records.Next()
+		if !ok || err != nil {
+			break // what is wrong with it, is told once it is known to be what was written
+		}
+		first := int(-rec.Off & (blockSize - 1))
+		for i := first; i+blockSize <= len(rec.Data); i += blockSize {
+			if data+i > summed {
+				crc = crc32c.Update(crc, body[summed:data+i])
+			}
+			var sum uint32
+			if len(known) > 0 {
+				sum, known = known[0], known[1:]
+			} else {
+				sum = crc32c.Sum(rec.Data[i : i+blockSize])
+			}
+			crc = crc32c.CombineBlock(crc, sum)
+			sums = append(sums, sum)
+			summed = data + i + blockSize
+		}
+	}
+	return crc32c.Update(crc, body[summed:]), known, sums
 }
 
 // applySegment applies one segment while no reader looks.
@@ -44,7 +92,12 @@ func (v *Volume) applySegment(h *journal.Header, body []byte) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	if !h.Pad {
-		redo := h.LSN < v.redoUntil
+		redo := h.LSN < LSN(v.redoUntil.Load())
+		sums := v.blockSums
+		v.copied = nil
+		if v.copying {
+			v.copied = v.blocksAt(h.End(), body)
+		}
 		for records := journal.NewRecords(body); ; {
 			rec, ok, err := records.Next()
 			if err != nil {
@@ -56,7 +109,7 @@ func (v *Volume) applySegment(h *journal.Header, body []byte) error {
 			if err := v.inRange(rec.Off, len(rec.Data)); err != nil {
 				return fmt.Errorf("segment at LSN %d: %w", h.LSN, err)
 			}
-			v.applyRecord(rec, h.End(), redo)
+			sums = v.applyRecord(rec, sums, h.End(), redo)
 		}
 	}
 	v.chain = h.CRC
@@ -68,28 +121,54 @@ func (v *Volume) applySegment(h *journal.Header, body []byte) error {
 	return nil
 }
 
-// applyRecord applies one record, block by block.
-func (v *Volume) applyRecord(rec journal.Record, lsn LSN, redo bool) {
-	for off, p := rec.Off, rec.Data; len(p) > 0; {
-		b, lo := off/blockSize, int(off%blockSize)
-		n := min(blockSize-lo, len(p))
-		v.applyBlock(b, lo, p[:n], lsn, redo)
-		off, p = off+int64(n), p[n:]
+// blocksAt are the blocks of a segment that hold it already: the source had
+// applied it when it read them. It is settled before the first of its records
+// changes an entry: another one may change the same block.
+func (v *Volume) blocksAt(lsn LSN, body []byte) map[int64]bool {
+	held := map[int64]bool{}
+	for records := journal.NewRecords(body); ; {
+		rec, ok, err := records.Next()
+		if !ok || err != nil || v.inRange(rec.Off, len(rec.Data)) != nil {
+			return held // what is wrong with it, applying it will say
+		}
+		for b := rec.Off / blockSize; b*blockSize < rec.Off+int64(len(rec.Data)); b++ {
+			if e, ok := v.table.get(b); ok && e.lsn >= lsn {
+				held[b] = true
+			}
+		}
 	}
 }
 
+// applyRecord applies one record, block by block. sums are the checksums of
+// the whole blocks to come; it returns those that are left. There are enough,
+// unless memory has changed since they were taken: a block without one will
+// then count as damaged.
+func (v *Volume) applyRecord(rec journal.Record, sums []uint32, lsn LSN, redo bool) []uint32 {
+	for off, p := rec.Off, rec.Data; len(p) > 0; {
+		b, lo := off/blockSize, int(off%blockSize)
+		n := min(blockSize-lo, len(p))
+		var sum uint32
+		if n == blockSize && len(sums) > 0 {
+			sum, sums = sums[0], sums[1:]
+		}
+		v.applyBlock(b, lo, p[:n], sum, lsn, redo)
+		off, p = off+int64(n), p[n:]
+	}
+	return sums
+}
+
 // applyBlock changes one block: its data, and its entry by carrying the CRC
-// over the change.
-func (v *Volume) applyBlock(b int64, lo int, p []byte, lsn LSN, redo bool) {
-	e, ok := v.table.get(b)
-	if v.copying && ok && e.lsn >= lsn {
+// over the change. sum is that of p where p is the whole block.
+func (v *Volume) applyBlock(b int64, lo int, p []byte, sum uint32, lsn LSN, redo bool) {
+	if v.copied[b] {
 		return // the copied block holds it already
 	}
+	e, ok := v.table.get(b)
 	off := v.data.Off + b*blockSize + int64(lo)
 	switch {
 	case len(p) == blockSize:
 		v.mem.Copy(off, p)
-		v.table.set(b, entry{lsn, crc32c.Sum(p)})
+		v.table.set(b, entry{lsn: lsn, crc: sum})
 		v.trust(b)
 	case redo && !v.dirty.has(b) && (!ok || crc32c.Sum(v.block(b)) != e.crc):
 		// A crash may have kept any part of the changes above the checkpoint,
@@ -97,8 +176,9 @@ func (v *Volume) applyBlock(b int64, lo int, p []byte, lsn LSN, redo bool) {
 		// block holds cannot be judged: its checksum is taken anew, and it
 		// counts as unverified.
 		v.mem.Write(off, p)
-		v.table.set(b, entry{lsn, crc32c.Sum(v.block(b))})
+		v.table.set(b, entry{lsn, crc32c.Sum(v.block(b)), true})
 		v.distrust(b)
+		delete(v.bad, b)
 	case !ok:
 		v.noteBad(b, "its block table entry is damaged")
 		v.mem.Write(off, p)
@@ -109,7 +189,7 @@ func (v *Volume) applyBlock(b int64, lo int, p []byte, lsn LSN, redo bool) {
 		}
 		crc := crc32c.Patch(e.crc, block[lo:lo+len(p)], p, int64(blockSize-lo-len(p)))
 		v.mem.Write(off, p)
-		v.table.set(b, entry{lsn, crc})
+		v.table.set(b, entry{lsn, crc, e.unverified})
 	}
 	v.dirty.add(b)
 }
@@ -120,7 +200,8 @@ func (v *Volume) block(b int64) []byte {
 	return v.mem.Bytes()[off : off+blockSize : off+blockSize]
 }
 
-// trust: the block was rewritten as a whole, or compared with the peer.
+// trust: the block was rewritten as a whole, or compared with the peer. Its
+// entry says so already.
 func (v *Volume) trust(b int64) {
 	if v.unverified.has(b) {
 		v.unverified.remove(b)
@@ -131,6 +212,7 @@ func (v *Volume) trust(b int64) {
 	}
 }
 
+// distrust notes a block whose entry says that it is unverified.
 func (v *Volume) distrust(b int64) {
 	if !v.unverified.has(b) {
 		v.unverified.add(b)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/nvmmirror/nvmmirror/pmem"
@@ -75,6 +76,44 @@ func BenchmarkRecovery(b *testing.B) {
 	}
 }
 
+// BenchmarkOpenClean opens a region that was closed cleanly, all of its blocks
+// written and its ring full of old log. Prefaulting, which is the mapping's, is
+// not in it.
+func BenchmarkOpenClean(b *testing.B) {
+	for _, size := range []int64{64 << 20, 1 << 30} {
+		b.Run(fmt.Sprintf("%dMiB", size>>20), func(b *testing.B) {
+			mem := newImage(b, size, DefaultJournal)
+			v, err := openMemory("heap", mem, Options{Logger: nopLogger})
+			if err == nil {
+				err = v.takeUp()
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			p := make([]byte, 1<<20)
+			for off := int64(0); off < size; off += int64(len(p)) {
+				if _, err := (transaction{{off, p}}).commit(v); err != nil {
+					b.Fatal(err)
+				}
+				if v.checkpointDue() { // nobody does it in the background here
+					if err := v.checkpoint(false); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			if err := v.Close(); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := openMemory("heap", mem, Options{Logger: nopLogger}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkCheck verifies a region; its figure is bytes of the volume.
 func BenchmarkCheck(b *testing.B) {
 	mem := newImage(b, 16<<20, MinJournal)
@@ -111,4 +150,46 @@ func TestCommitAllocatesNothing(t *testing.T) {
 			t.Errorf("%d bytes: %v allocations for one commit", n, allocs)
 		}
 	}
+}
+
+// TestMirroredCommitAllocatesNothing counts what both nodes of a pair allocate,
+// which are in this process; the longest transactions travel by lanes. What is
+// allowed is for checkpoints, one in a quarter of the ring, and for what both
+// nodes do now and then.
+func TestMirroredCommitAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	a, b := pairInSync(t, testConfig{quiet: true, bare: true, size: 8 << 20, journal: 256 << 20})
+	for _, n := range []*testNode{a, b} {
+		n.until("with a lane", func(s Status) bool { return s.Lanes == 1 })
+	}
+	for _, n := range []int{1, 64, 4096, 100_000, 1 << 20} {
+		p := bytes.Repeat([]byte{1}, n)
+		do := func(commits int) {
+			for range commits {
+				tx := a.Begin()
+				if err := tx.Write(0, p); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := tx.Commit(context.Background()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		checkpoints := func() uint64 { return a.Status().Counters.Checkpoints + b.Status().Counters.Checkpoints }
+		do(10)
+		var before, after runtime.MemStats
+		some := checkpoints()
+		runtime.ReadMemStats(&before)
+		const commits = 200
+		do(commits)
+		runtime.ReadMemStats(&after)
+		allowed := 60 + 15*(checkpoints()-some)
+		t.Logf("%d bytes: %d allocations for %d commits and %d checkpoints", n, after.Mallocs-before.Mallocs, commits, checkpoints()-some)
+		if got := after.Mallocs - before.Mallocs; got > allowed {
+			t.Errorf("%d bytes: %d allocations for %d commits, both nodes together, more than %d", n, got, commits, allowed)
+		}
+	}
+	identical(t, a, b)
 }

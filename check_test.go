@@ -15,6 +15,7 @@ import (
 )
 
 func TestCheckChangesNothing(t *testing.T) {
+	t.Parallel()
 	c := makeCrashed(t)
 	for name, image := range map[string][]byte{
 		"clean": c.clean, "killed": c.applied, "torn": flipped(c.pending, c, len(c.states)-1), "damaged": flipped(c.applied, c, len(c.states)-5),
@@ -188,7 +189,7 @@ func TestCheckPadding(t *testing.T) {
 		p := image[m.Table.Off+b*tableEntry:][:tableEntry]
 		if e, _ := decodeEntry(p, b); e.lsn > smallJournal {
 			block := image[m.Data.Off+b*blockSize:][:blockSize]
-			e = entry{m.Checkpoint.LSN, crc32c.Sum(block)}
+			e = entry{lsn: m.Checkpoint.LSN, crc: crc32c.Sum(block)}
 			binary.LittleEndian.PutUint64(p, uint64(e.lsn))
 			binary.LittleEndian.PutUint32(p[8:], e.crc)
 			binary.LittleEndian.PutUint32(p[12:], e.check(b))

@@ -22,7 +22,9 @@ func (v *Volume) kickCheckpoint() {
 }
 
 // checkpointer moves the checkpoint in the background: when a quarter of the
-// ring lies above it, and when the node has been idle.
+// ring lies above it, and when the node has been idle for a second. One that stays
+// idle rests, until something is applied: each wake-up counts in what an idle pair
+// takes.
 func (v *Volume) checkpointer() {
 	t := time.NewTicker(checkpointEvery)
 	defer t.Stop()
@@ -32,16 +34,26 @@ func (v *Volume) checkpointer() {
 		case <-v.stop:
 			return
 		case <-v.ckptKick:
+			if v.resting.Swap(false) {
+				t.Reset(checkpointEvery)
+			}
 			if v.checkpointDue() { // it may have been kicked during the last one
 				v.runCheckpoint()
 			}
 		case <-t.C:
 			v.committer.Tick() // what a caller that gave up left behind
-			v.compareUnverified()
-			if now := v.Applied(); now == seen && (now != v.Checkpoint() || v.ackedUnstored()) {
+			damage := v.compareUnverified()
+			now := v.Applied()
+			idle := now == seen
+			if seen = now; idle && (now != v.Checkpoint() || v.ackedUnstored()) {
 				v.runCheckpoint()
-			} else {
-				seen = now
+				idle = false
+			}
+			if rest := idle && !damage; rest != v.resting.Load() {
+				v.resting.Store(rest)
+				if t.Reset(checkpointEvery); rest && v.Applied() == now { // else nobody may have seen it
+					t.Reset(restingEvery)
+				}
 			}
 		}
 	}
@@ -123,7 +135,8 @@ func (v *Volume) checkpoint(clean bool) (err error) {
 		m.State.Acked = max(m.State.Acked, v.acked())
 		// What lies above a checkpoint below redoUntil may have been applied
 		// in part before a crash: the next recovery still has to know.
-		m.Clean = clean && c.LSN >= v.redoUntil
+		m.Clean = clean && c.LSN >= LSN(v.redoUntil.Load())
+		m.Settled, m.End = v.unverifieds.Load() == 0, v.journal.End()
 		return nil
 	})
 	if err != nil {

@@ -57,6 +57,7 @@ func (c *crashed) spans(step, dataStep int64) []span {
 //     the process died, looks like a torn tail; a block that the log changes in
 //     part takes its checksum anew.
 func TestEachByteFlipped(t *testing.T) {
+	t.Parallel()
 	c := makeCrashed(t)
 	step, dataStep := int64(1), int64(131)
 	if testing.Short() || raceEnabled {
@@ -85,50 +86,19 @@ func TestEachByteFlipped(t *testing.T) {
 			if r, err := checkImage(mem.b); err != nil || r.Damaged {
 				t.Fatalf("check of the sound region: %v, %+v", err, r)
 			}
-			tornFrom, tornTo := c.ringSpan(last)
 			for _, s := range c.spans(step, dataStep) {
 				if image.clean && s.name == "journal" {
 					continue // all of it lies below the checkpoint
 				}
 				var flips, refused, repaired, read, torn, unjudged int
 				for at := s.lo; at < s.hi; at += s.step {
-					bit := byte(1) << (at % 8)
-					mem.b[at] ^= bit
-					o := c.recoverImage(mem)
-					report, err := checkImage(mem.b)
-					mem.b[at] ^= bit
+					f := c.flipOne(t, mem, image.clean, image.must, s.name, at, byte(1)<<(at%8))
 					flips++
-					found := err != nil || report.Damaged
-					block := (at - c.meta.Data.Off) / blockSize
-					switch {
-					case o.err != nil:
-						refused++
-						if !typed(o.err) {
-							t.Fatalf("%s, byte %d: %v (%T)", s.name, at, o.err, o.err)
-						}
-					case o.damaged:
-						refused++
-					case s.name == "data" && o.redone[block] && o.bad == 0:
-						unjudged++
-						found = true
-					case o.prefix < 0 || o.end != c.ends[o.prefix]:
-						t.Fatalf("%s, byte %d: wrong content was accepted: %+v", s.name, at, o)
-					case o.bad > 0:
-						read++
-						if o.bad > 1 {
-							t.Fatalf("%s, byte %d: one flip made %d blocks unreadable", s.name, at, o.bad)
-						}
-					case o.prefix == last:
-						repaired++
-					case o.prefix >= image.must && at >= tornFrom && at < tornTo:
-						torn++
-						found = found || len(report.Findings) == 1 && report.Log.Ending != EndDamaged || report.Log.Ending == EndOfLog
-					default:
-						t.Fatalf("%s, byte %d: %d commits recovered, %d were acknowledged: %+v", s.name, at, o.prefix, image.must, o)
-					}
-					if !found && !c.excusable(image.clean, s.name, at, o, report) {
-						t.Fatalf("%s, byte %d: check did not find it: %+v", s.name, at, report)
-					}
+					refused += f.refused
+					repaired += f.repaired
+					read += f.read
+					torn += f.torn
+					unjudged += f.unjudged
 				}
 				t.Logf("%-11s %6d flips: %6d refused, %5d repaired, %4d reported on read, %3d look like a torn tail, %3d in blocks whose checksum a crash made unknown",
 					s.name, flips, refused, repaired, read, torn, unjudged)

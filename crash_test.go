@@ -184,9 +184,25 @@ func TestCloseWithPartlyApplied(t *testing.T) {
 	}
 }
 
+// withoutMarks is a region with each block of its table taken for verified.
+func withoutMarks(t *testing.T, region []byte) []byte {
+	region = slices.Clone(region)
+	m := metadataOf(t, region)
+	for b := range m.Size / blockSize {
+		p := region[m.Table.Off+b*tableEntry:][:tableEntry]
+		if e, ok := decodeEntry(p, b); ok {
+			e.unverified = false
+			putEntry(p, e, b)
+		}
+	}
+	return region
+}
+
 // TestRecoveryIsIdempotent recovers crash images again and again, also after a
-// recovery that was itself killed after each of its stores.
+// recovery that was itself killed after each of its stores: that may leave
+// more blocks unverified, and nothing else.
 func TestRecoveryIsIdempotent(t *testing.T) {
+	t.Parallel()
 	c := makeCrashed(t)
 	for name, image := range map[string][]byte{"applied": c.applied, "pending": c.pending} {
 		once := newHeapMemory(slices.Clone(image))
@@ -203,14 +219,18 @@ func TestRecoveryIsIdempotent(t *testing.T) {
 		if !bytes.Equal(once.b, want) {
 			t.Fatalf("%s: a second recovery changed the region", name)
 		}
+		unmarked := withoutMarks(t, want)
 		part := newHeapMemory(slices.Clone(image))
 		for n, s := range log {
 			copy(part.b[s.off:], s.data)
+			if raceEnabled && n%8 != 0 {
+				continue // one goroutine: nothing to race
+			}
 			part.keepUndo = true
 			if _, err := openMemory("heap", part, Options{Logger: nopLogger}); err != nil {
 				t.Fatalf("%s: killed after store %d of recovery: %v", name, n, err)
 			}
-			if !bytes.Equal(part.b, want) {
+			if !bytes.Equal(withoutMarks(t, part.b), unmarked) {
 				t.Fatalf("%s: killed after store %d of recovery: another result", name, n)
 			}
 			part.restore()

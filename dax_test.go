@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/nvmmirror/nvmmirror/internal/loopback"
 	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
@@ -185,8 +186,8 @@ func (r *crashRig) follow(t *testing.T, stripe, acked int, data []byte) {
 // daxPair is a pair over TCP_MD5SIG with its regions at two paths.
 func daxPair(t *testing.T, paths [2]string) (a, b *testNode) {
 	t.Helper()
-	const timeout = 3 * time.Second // emulated machines are slow
-	addr := [2]string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	timeout := slow(1500 * time.Millisecond)
+	addr := [2]string{loopback.AddrPort(t).String(), loopback.AddrPort(t).String()}
 	l := newLink()
 	var nodes [2]*testNode
 	for i, name := range []string{"a", "b"} {
@@ -307,7 +308,7 @@ func TestDAXClockStep(t *testing.T) {
 	defer func() { step(-off) }()
 	for _, d := range []time.Duration{time.Hour, -2 * time.Hour, time.Hour} {
 		step(d)
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), slow(20*time.Second))
 		if err := a.Volume.pair.AwaitServing(ctx); err != nil {
 			t.Errorf("after a step of %v: %v", d, err)
 		}

@@ -14,7 +14,7 @@ import (
 var (
 	// ErrNotRegion: the file does not hold nvmmirror metadata.
 	ErrNotRegion = errors.New("not an nvmmirror region")
-	// ErrInUse: another process has the region open.
+	// ErrInUse: another process, or this one, has the region open.
 	ErrInUse = pmem.ErrInUse
 )
 
@@ -23,7 +23,8 @@ var (
 	// ErrOutcomeUnknown: Commit's wait ended early. The transaction may or
 	// may not survive.
 	ErrOutcomeUnknown = journal.ErrOutcomeUnknown
-	// ErrTooLarge: a transaction is larger than a quarter of the journal.
+	// ErrTooLarge: a transaction is larger than a quarter of the journal, or
+	// than 64 MiB.
 	ErrTooLarge = journal.ErrTooLarge
 	// ErrClosed: the volume, or the transaction, has been closed.
 	ErrClosed = errors.New("closed")

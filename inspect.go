@@ -225,7 +225,7 @@ func foresee(mem []byte, m *metadata) (*Outlook, journal.Scan) {
 	if r := m.State.Resync; r != nil {
 		return &Outlook{From: r.Fork, End: r.Fork, Apply: r.Fork, Ending: EndCopying, Stop: copyUnfinished}, journal.Scan{}
 	}
-	scan, err := survey(mem, m)
+	scan, err := survey(mem, m, nil)
 	o := &Outlook{
 		From: scan.From, End: scan.End, Acked: min(scan.Acked, scan.End), Segments: scan.Segments, Transactions: scan.Transactions,
 		Ending: endingOf(scan.Stop), Stop: scan.Stop.Error(),

@@ -42,14 +42,14 @@ import (
 //	208               u64  ring base
 //	216               u64, u64  epoch
 //	232               u32  CRC field of the segment before it
-//	236  reserved     u32
+//	236  settled      u32  1: closed cleanly (flag 8), and no block is unverified
 //	240  shutdowns    u64  dirty-shutdown count of the device when it was opened
-//	248  reserved     u64
+//	248  end          u64  LSN after the log where it was closed cleanly, else 0
 //	256  history      per entry: u64 counter, u64 node, u64 start, u32 flags (1 peer in, 2 async), u32 reserved
 //	...  CRC          u32  CRC32C of all before it
 //
 // All integers are little-endian. A change is written to copy A, fenced, then
-// to copy B, fenced, and only then acted upon. So a torn write leaves the other
+// to copy B, fenced (B first where it is damaged), and only then acted upon. So a torn write leaves the other
 // copy, and one flipped bit never revives an older state.
 const (
 	metaVersion  = 1
@@ -92,6 +92,8 @@ type metadata struct {
 	ROCompat   uint64
 	Class      pmem.Class
 	Clean      bool
+	Settled    bool        // no block is unverified; says nothing unless Clean
+	End        journal.LSN // of the log; says nothing unless Clean and not 0
 	Journal    extent
 	Table      extent
 	Data       extent
@@ -153,6 +155,12 @@ func (m *metadata) encode(b []byte) []byte {
 		le.PutUint32(b[232:], r.Chain)
 	}
 	le.PutUint64(b[240:], m.Shutdowns)
+	if m.Clean {
+		if m.Settled {
+			le.PutUint32(b[236:], 1)
+		}
+		le.PutUint64(b[248:], uint64(m.End))
+	}
 	for i, e := range st.History {
 		h := b[metaFixed+i*metaEntry:]
 		le.PutUint64(h, e.Epoch.Counter)
@@ -220,7 +228,9 @@ func decodeMetadata(b []byte) (*metadata, error) {
 		return nil, &NewerError{fmt.Sprintf("feature bits %#x and %#x are unknown here", m.Incompat, m.ROCompat)}
 	}
 	flags := le.Uint32(b[84:])
-	m.Clean = flags&flagClean != 0
+	if m.Clean = flags&flagClean != 0; m.Clean {
+		m.Settled, m.End = le.Uint32(b[236:]) == 1, journal.LSN(le.Uint64(b[248:]))
+	}
 	st := &m.State
 	copy(st.Lineage[:], b[48:])
 	st.Node, st.Peer = le.Uint64(b[64:]), le.Uint64(b[72:])
@@ -333,7 +343,7 @@ func readCopies(raw [2][]byte) (copies, error) {
 	case errors.Is(c.err[0], errNoMagic) && errors.Is(c.err[1], errNoMagic), raw[0] == nil:
 		return c, ErrNotRegion
 	default:
-		return c, &CorruptError{What: "both metadata copies", Detail: fmt.Sprintf("A: %v; B: %v", c.err[0], c.err[1])}
+		return c, &CorruptError{What: "both metadata copies", Detail: fmt.Sprintf("A: %v; B: %v; restore the region, or create it anew and let the peer fill it", c.err[0], c.err[1])}
 	}
 	return c, nil
 }
@@ -348,14 +358,19 @@ func repairMetadata(mem pmem.Memory, c copies) error {
 	return nil
 }
 
-// writeMetadata writes m with the next generation to both copies. m is
+// writeMetadata writes m with the next generation to both copies, first to the one
+// that is damaged, where one is: a crash meanwhile must leave a whole copy. m is
 // unchanged where it fails.
 func writeMetadata(mem pmem.Memory, m *metadata) error {
+	first := int64(0)
+	if _, err := decodeMetadata(metadataBytes(mem.Bytes())[1]); err != nil {
+		first = 1
+	}
 	next := *m
 	next.Generation++
 	b := next.encode(make([]byte, metaMax))
 	for i := range int64(2) {
-		mem.Copy(i*metaArea, b)
+		mem.Copy((first^i)*metaArea, b)
 		if err := mem.Fence(); err != nil {
 			return fmt.Errorf("metadata: %w", err)
 		}

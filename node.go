@@ -24,7 +24,7 @@ func (n *node) Committer() *journal.Committer { return n.committer }
 func (n *node) Checkpoint() LSN               { return n.v().Checkpoint() }
 func (n *node) Applied() LSN                  { return n.v().Applied() }
 func (n *node) Apply(upTo LSN) error          { return n.v().apply(upTo) }
-func (n *node) Damaged() bool                 { return n.damaged.Load() && n.journal.End() < n.redoUntil }
+func (n *node) Damaged() bool                 { return n.damaged.Load() && n.journal.End() < LSN(n.redoUntil.Load()) }
 func (n *node) Geometry() replicate.Geometry  { return n.v().geometry() }
 func (v *Volume) geometry() replicate.Geometry {
 	return replicate.Geometry{Size: v.size, Journal: v.ring.Len, Block: blockSize}
@@ -58,9 +58,20 @@ func (n *node) Truncate(lsn LSN, chain uint32) error {
 	if !n.damaged.Load() {
 		// What takes its place was never applied before: it is no redo.
 		n.applyMu.Lock()
-		n.redoUntil = min(n.redoUntil, lsn)
+		n.redoUntil.Store(min(n.redoUntil.Load(), uint64(lsn)))
 		n.applyMu.Unlock()
 	}
+	return nil
+}
+
+// Extend: what follows was perhaps applied before the crash as well.
+func (n *node) Extend() error {
+	if err := n.journal.Extend(n.State().History); err != nil {
+		return n.v().fail(err)
+	}
+	n.applyMu.Lock()
+	defer n.applyMu.Unlock()
+	n.redoUntil.Store(max(n.redoUntil.Load(), uint64(n.journal.End())))
 	return nil
 }
 
@@ -79,7 +90,7 @@ func (n *node) AcceptLoss() (err error) {
 	start := lost + LSN(v.ring.Len) + journal.Align
 	for b := range v.size / blockSize {
 		if e, ok := v.table.get(b); ok && e.lsn > lost {
-			v.table.set(b, entry{start, crc32c.Sum(v.block(b))})
+			v.table.set(b, entry{start, crc32c.Sum(v.block(b)), true})
 			v.distrust(b)
 			v.dirty.add(b)
 		}
@@ -103,29 +114,45 @@ func (n *node) AcceptLoss() (err error) {
 	v.applied.Store(uint64(start))
 	v.checkpointed.Store(uint64(start))
 	v.damaged.Store(false)
-	v.redoUntil = 0
+	v.redoUntil.Store(0)
 	return nil
 }
 
-// ReadBlocks reads and verifies blocks while nothing is applied.
+// ReadBlocks reads and verifies blocks while nothing is applied. Where one is
+// damaged, this node says so from now on, whoever asked for it.
 func (n *node) ReadBlocks(first uint32, dst []byte, info []replicate.BlockInfo) (applied LSN, err error) {
 	defer pmem.Recover(n.mem, pmem.Arm(), &err)
+	applied, bad, err := n.readBlocks(int64(first), dst, info)
+	if err != nil || bad < 0 {
+		return applied, err
+	}
+	v := n.v()
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if e, ok := v.table.get(bad); !ok || crc32c.Sum(v.block(bad)) != e.crc {
+		v.noteBad(bad, "checksum does not match when read for the peer")
+	}
+	return 0, &CorruptError{What: fmt.Sprintf("block %d", bad), Detail: fmt.Sprintf("checksum does not match; where the peer has no copy of it, write all its %d bytes at offset %d anew", blockSize, bad*blockSize)}
+}
+
+// readBlocks is ReadBlocks that only returns which block is damaged, else -1.
+func (n *node) readBlocks(first int64, dst []byte, info []replicate.BlockInfo) (applied LSN, bad int64, err error) {
 	n.applyMu.RLock()
 	defer n.applyMu.RUnlock()
 	if n.copying {
-		return 0, errors.New("this node is inconsistent")
+		return 0, -1, errors.New("this node is inconsistent")
 	}
 	for i := range info {
-		b := int64(first) + int64(i)
+		b := first + int64(i)
 		e, ok := n.table.get(b)
 		p := dst[i*blockSize:][:blockSize]
 		copy(p, n.v().block(b))
 		if !ok || crc32c.Sum(p) != e.crc {
-			return 0, &CorruptError{What: fmt.Sprintf("block %d", b), Detail: "checksum does not match"}
+			return 0, b, nil
 		}
-		info[i] = replicate.BlockInfo{LSN: e.lsn, CRC: e.crc, Unverified: n.unverified.has(b)}
+		info[i] = replicate.BlockInfo{LSN: e.lsn, CRC: e.crc, Unverified: e.unverified}
 	}
-	return n.Applied(), nil
+	return n.Applied(), -1, nil
 }
 
 // StartCopy makes the node inconsistent, durably, before the first block of a
@@ -155,7 +182,7 @@ func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
 	v.checkpointed.Store(uint64(r.Fork))
 	v.copying = true
 	v.damaged.Store(false)
-	v.redoUntil = 0
+	v.redoUntil.Store(0)
 	clear(v.unverified)
 	v.unverifieds.Store(0)
 	clear(v.bad)
@@ -170,7 +197,10 @@ func (n *node) CopyBlocks(first uint32, src []byte, info []replicate.BlockInfo) 
 	for i, in := range info {
 		b := int64(first) + int64(i)
 		n.mem.Copy(n.data.Off+b*blockSize, src[i*blockSize:][:blockSize])
-		n.table.set(b, entry{in.LSN, in.CRC})
+		n.table.set(b, entry{in.LSN, in.CRC, in.Unverified})
+		if in.Unverified {
+			n.v().distrust(b)
+		}
 		n.dirty.add(b)
 	}
 	return nil
@@ -217,17 +247,27 @@ func (n *node) Repaired(block uint32, data []byte, info replicate.BlockInfo, app
 	n.v().answerRepair(int64(block), err)
 }
 
+func (n *node) Fail(err error) { n.v().fail(err) }
+
+func (n *node) Failed() error { return errOf(n.failed.Load()) }
+
 // sink is the volume as its committer sees it.
 type sink Volume
 
 func (s *sink) Progress() (acked, limit LSN) {
-	if s.pair == nil || s.failed.Load() != nil {
+	if err := s.failed.Load(); err != nil {
+		s.committer.Close(*err, *err) // else whoever waits would wait for ever
+		return 0, 0
+	}
+	if s.pair == nil {
 		return 0, 0
 	}
 	return s.pair.Progress()
 }
 
 func (s *sink) Apply(upTo LSN) error { return (*Volume)(s).apply(upTo) }
+
+func (s *sink) Failed(err error) { (*Volume)(s).fail(err) }
 
 func (s *sink) Wait(d time.Duration) {
 	if s.pair.Wait(d) {

@@ -39,6 +39,10 @@ type Options struct {
 	OnPeerLoss OnPeerLoss // "": block
 	Peer       *Peer      // nil: standalone
 	Logger     *zap.Logger
+
+	// Of a simulated node; nil: CLOCK_BOOTTIME, the kernel's.
+	clock    func() time.Duration
+	counters func() (transport.Counters, error)
 }
 
 // Peer is the other node of a pair.
@@ -48,7 +52,12 @@ type Peer struct {
 	Key      []byte        // of TCP_MD5SIG, at most 80 bytes, the same on both nodes
 	Timeout  time.Duration // after which the peer counts as lost; 0: 1s
 	BusyPoll time.Duration // before a wait for the peer sleeps; 0: 50µs, negative: none
-	// Transport replaces TCP_MD5SIG; Key is then unused.
+	// Connections carry transactions of more than 256 KiB beside the
+	// session's own connection, each with a thread at both ends. 0: 1. Of
+	// two nodes that differ the smaller number counts.
+	Connections int
+	// Transport is the way to the peer, such as [transport.NewTLS] or
+	// [transport.NewPlain] makes it; Key is then unused. nil: TCP_MD5SIG.
 	Transport transport.Transport
 }
 
@@ -58,6 +67,9 @@ const (
 	minTimeout      = 50 * time.Millisecond
 	maxTimeout      = 10 * time.Minute
 )
+
+// MaxConnections is the largest Peer.Connections.
+const MaxConnections = replicate.MaxLanes
 
 func (o Options) withDefaults() (Options, error) {
 	if o.Ack == "" {
@@ -82,6 +94,12 @@ func (o Options) withDefaults() (Options, error) {
 		}
 		if p.BusyPoll == 0 {
 			p.BusyPoll = defaultBusyPoll
+		}
+		if p.Connections == 0 {
+			p.Connections = 1
+		}
+		if p.Connections < 1 || p.Connections > MaxConnections {
+			return o, fmt.Errorf("connections is %d, not from 1 to %d", p.Connections, MaxConnections)
 		}
 		if p.Timeout < minTimeout || p.Timeout > maxTimeout {
 			return o, fmt.Errorf("peer timeout is %v, not from %v to %v", p.Timeout, minTimeout, maxTimeout)
@@ -109,11 +127,12 @@ func (o *Options) busyPoll() time.Duration {
 func (o *Options) pairConfig(log *zap.Logger) (replicate.Config, error) {
 	c := replicate.Config{
 		Async: o.Ack == AckAsync, Alone: o.OnPeerLoss == Alone,
-		Timeout: o.timeout(), BusyPoll: o.busyPoll(), Log: log,
+		Timeout: o.timeout(), BusyPoll: o.busyPoll(), Log: log, Clock: o.clock,
 	}
 	if o.Peer == nil {
 		return c, nil
 	}
+	c.Lanes = o.Peer.Connections
 	var err error
 	if c.Listen, err = netip.ParseAddrPort(o.Peer.Listen); err != nil {
 		return c, fmt.Errorf("listen address: %w", err)
@@ -130,32 +149,67 @@ func (o *Options) pairConfig(log *zap.Logger) (replicate.Config, error) {
 	if c.Listen == c.Peer {
 		return c, fmt.Errorf("listen and peer are both %v: a node cannot be its own peer", c.Listen)
 	}
-	if c.Transport = o.Peer.Transport; c.Transport != nil {
-		return c, nil
+	if c.Transport = o.Peer.Transport; c.Transport == nil {
+		c.Transport, err = transport.NewMD5Sig(c.Peer.Addr(), o.Peer.Key, transport.Options{UserTimeout: o.Peer.Timeout})
+		if err != nil {
+			return c, err
+		}
 	}
-	c.Transport, err = transport.NewMD5Sig(c.Peer.Addr(), o.Peer.Key, transport.Options{UserTimeout: o.Peer.Timeout})
-	if err != nil {
-		return c, err
+	if c.Transport.Name() == transport.NamePlain {
+		log.Warn("transport plain: nothing but its address tells the peer from others, and content is in clear; " +
+			"corruption that TCP misses is found by checksums of the mirror; for links that nobody else can reach")
 	}
-	start, err := transport.ReadCounters()
-	if err != nil {
-		return c, err
+	c.Diagnose = diagnose(c.Transport, o.kernel)
+	return c, nil
+}
+
+// kernel reads the counters of this network namespace.
+func (o *Options) kernel() (transport.Counters, error) {
+	if o.counters != nil {
+		return o.counters()
 	}
-	c.Diagnose = func() string {
-		now, err := transport.ReadCounters()
+	return transport.ReadCounters()
+}
+
+// diagnose makes what says why no connection comes about: the transport, where
+// it knows, and the kernel, which counts here what a peer that signs, or does
+// not, does to the other.
+func diagnose(t transport.Transport, counters func() (transport.Counters, error)) func() string {
+	start, _ := counters() // zeros where /proc does not tell
+	own, _ := t.(interface{ Diagnose() string })
+	return func() string {
+		if own != nil {
+			if d := own.Diagnose(); d != "" {
+				return d
+			}
+		}
+		now, err := counters()
 		if err != nil {
 			return ""
 		}
 		return now.Sub(start).Diagnose()
 	}
-	return c, nil
+}
+
+// transportName is "" for a standalone node.
+func (o *Options) transportName() string {
+	switch {
+	case o.Peer == nil:
+		return ""
+	case o.Peer.Transport == nil:
+		return transport.NameMD5Sig
+	}
+	return o.Peer.Transport.Name()
 }
 
 // md5Failures counts, since the volume was opened, the segments whose signature
 // did not match, in this network namespace; 0 where the kernel does not tell.
 func (v *Volume) md5Failures() uint64 {
-	now, err := transport.ReadCounters()
-	if err != nil || v.opt.Peer == nil {
+	if v.opt.Peer == nil {
+		return 0
+	}
+	now, err := v.opt.kernel()
+	if err != nil {
 		return 0
 	}
 	return now.Sub(v.kernelAtStart).MD5Failure

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -65,7 +66,7 @@ func (n *testNode) editState(f func(m *metadata)) {
 	n.t.Helper()
 	n.change(func(region []byte) {
 		m := metadataOf(n.t, region)
-		scan, err := survey(region, m)
+		scan, err := survey(region, m, nil)
 		if err != nil {
 			n.t.Fatal(err)
 		}
@@ -116,7 +117,7 @@ func (n *testNode) promote(force bool) {
 
 func (n *testNode) demote() {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), slow(20*time.Second))
 	defer cancel()
 	if err := n.Demote(ctx); err != nil {
 		n.t.Fatalf("%s: demote: %v", n.name, err)
@@ -155,9 +156,24 @@ func quiesce(t testing.TB, primary, secondary *testNode) {
 	}
 }
 
+// sameMarks gives both nodes time to compare the blocks that neither has
+// verified since a crash: each asks the other once a second.
+func sameMarks(a, b *Volume) {
+	same := func() bool {
+		a.applyMu.RLock()
+		defer a.applyMu.RUnlock()
+		b.applyMu.RLock()
+		defer b.applyMu.RUnlock()
+		return slices.Equal(a.unverified, b.unverified)
+	}
+	for deadline := time.Now().Add(slow(10 * time.Second)); !same() && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // identical writes a little, lets the pair come to rest, and compares
 // everything that the two nodes must have in common: the rings over their
-// common live range, the block tables, the data.
+// common live range, the block tables, the data. One of them holds the title.
 func identical(t testing.TB, primary, secondary *testNode) {
 	t.Helper()
 	primary.inSync()
@@ -171,13 +187,15 @@ func identical(t testing.TB, primary, secondary *testNode) {
 		if off+int64(len(p)) > primary.Size() {
 			continue
 		}
-		if _, err := primary.ReadAt(p, off); err != nil {
-			t.Fatalf("%s: read: %v", primary.name, err)
-		}
+		primary.read(t, p, off)
 		commit(t, primary, off, p)
 	}
 	quiesce(t, primary, secondary)
+	if x, y := primary.Status().Title, secondary.Status().Title; x == y {
+		t.Errorf("the title: %v here, %v at the peer", x, y)
+	}
 	a, b := primary.Volume, secondary.Volume
+	sameMarks(a, b)
 	a.applyMu.RLock()
 	defer a.applyMu.RUnlock()
 	b.applyMu.RLock()
@@ -263,7 +281,7 @@ func (l *load) write(g int, target func() *Volume) {
 		tx := v.Begin()
 		tx.Write(int64(2*g)*slotSize, rec)
 		tx.Write(int64(2*g+1)*slotSize, rec)
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), slow(3*time.Second))
 		_, err := tx.Commit(ctx)
 		cancel()
 		if err == nil {
@@ -275,14 +293,19 @@ func (l *load) write(g int, target func() *Volume) {
 	}
 }
 
-// more waits for so many further commits.
+// more waits for so many further commits, for as long as there are any.
 func (l *load) more(n int64) {
 	l.t.Helper()
-	want := l.commits.Load() + n
-	for deadline := time.Now().Add(20 * time.Second); l.commits.Load() < want; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			l.t.Fatalf("writers are stuck %d commits short of %d", want-l.commits.Load(), want)
+	at := l.commits.Load()
+	want, since := at+n, time.Now()
+	for now := at; now < want; now = l.commits.Load() {
+		if now > at {
+			at, since = now, time.Now()
 		}
+		if time.Since(since) > slow(20*time.Second) {
+			l.t.Fatalf("writers are stuck %d commits short of %d", want-now, n)
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -319,7 +342,7 @@ func (l *load) check(n *testNode) {
 	l.t.Helper()
 	for g := range l.slots {
 		count, err := slotAt(n, g)
-		for deadline := time.Now().Add(5 * time.Second); errors.Is(err, ErrNoLease) && time.Now().Before(deadline); {
+		for deadline := time.Now().Add(slow(5 * time.Second)); errors.Is(err, ErrNoLease) && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 			count, err = slotAt(n, g)
 		}

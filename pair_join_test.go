@@ -9,6 +9,7 @@ import (
 // to the peer that returned. The peer still gets in sync, within a bound: the
 // writers pause for what it has not got.
 func TestJoinWhileWritersAreFasterThanTheWire(t *testing.T) {
+	t.Parallel()
 	a, b := newPair(t, testConfig{opt: Options{OnPeerLoss: Alone}, quiet: true, timeout: time.Second})
 	a.promote(false)
 	a.inSync()

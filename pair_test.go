@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
-	"net"
-	"net/netip"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,20 +14,10 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest"
 
+	"github.com/nvmmirror/nvmmirror/internal/loopback"
 	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
-
-// freePort asks the kernel for a port.
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
 
 // testNode is one node of a pair under test, which can be stopped, crashed
 // and opened again.
@@ -70,7 +58,7 @@ func (n *testNode) close() {
 // until waits for a state of the node.
 func (n *testNode) until(what string, ok func(Status) bool) Status {
 	n.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(slow(20 * time.Second))
 	for {
 		s := n.Status()
 		if ok(s) {
@@ -98,6 +86,10 @@ type testConfig struct {
 	key           [2]string
 }
 
+// steady is a timeout for tests in which no session may end: longer than a busy
+// machine stalls.
+func steady() time.Duration { return slow(5 * time.Second) }
+
 // newPair creates two blank nodes, and opens them.
 func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 	t.Helper()
@@ -111,13 +103,13 @@ func newPair(t testing.TB, c testConfig) (a, b *testNode) {
 		c.journal = 2 << 20
 	}
 	if c.timeout == 0 {
-		c.timeout = time.Second
+		c.timeout = slow(time.Second)
 		if raceEnabled {
 			c.timeout *= 2
 		}
 	}
 	dir := shm(t)
-	addr := [2]string{fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	addr := [2]string{loopback.AddrPort(t).String(), loopback.AddrPort(t).String()}
 	if c.key[0] == "" {
 		c.key = [2]string{"a key of both", "a key of both"}
 	}
@@ -154,16 +146,15 @@ func needMD5Sig(t testing.TB) {
 	}
 }
 
-// newTransport connects to 127.0.0.1.
+// newTransport connects to this process.
 func newTransport(t testing.TB, plain bool, key string, timeout time.Duration) (tr transport.Transport) {
 	t.Helper()
-	peer := netip.MustParseAddr("127.0.0.1")
 	o := transport.Options{UserTimeout: timeout}
 	var err error
 	if plain {
-		tr, err = transport.NewPlain(peer, o)
+		tr, err = transport.NewPlain(loopback.Addr, o)
 	} else {
-		tr, err = transport.NewMD5Sig(peer, []byte(key), o)
+		tr, err = transport.NewMD5Sig(loopback.Addr, []byte(key), o)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -177,7 +168,7 @@ func commit(t testing.TB, n *testNode, off int64, p []byte) LSN {
 	if err := tx.Write(off, p); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), slow(20*time.Second))
 	defer cancel()
 	lsn, err := tx.Commit(ctx)
 	if err != nil {
@@ -189,21 +180,28 @@ func commit(t testing.TB, n *testNode, off int64, p []byte) LSN {
 func content(t testing.TB, n *testNode) []byte {
 	t.Helper()
 	p := make([]byte, n.Size())
-	deadline := time.Now().Add(20 * time.Second)
-	for {
-		_, err := n.ReadAt(p, 0)
+	n.read(t, p, 0)
+	return p
+}
+
+// read reads, and waits a lost lease out, and a peer that does not answer: a
+// busy machine can hold both up for longer than a timeout.
+func (n *testNode) read(t testing.TB, p []byte, off int64) {
+	t.Helper()
+	for deadline := time.Now().Add(slow(20 * time.Second)); ; time.Sleep(time.Millisecond) {
+		_, err := n.ReadAt(p, off)
 		if err == nil {
-			return p
+			return
 		}
-		// A busy machine can hold a heartbeat up for longer than the lease.
-		if !errors.Is(err, ErrNoLease) || time.Now().After(deadline) {
+		late := errors.Is(err, ErrNoLease) || strings.Contains(err.Error(), "the peer did not answer within")
+		if !late || time.Now().After(deadline) {
 			t.Fatalf("%s: read: %v", n.name, err)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 
 func TestPairFailover(t *testing.T) {
+	t.Parallel()
 	a, b := newPair(t, testConfig{})
 	ctx := context.Background()
 	if err := a.Promote(ctx, false); err != nil {

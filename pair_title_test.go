@@ -39,6 +39,7 @@ func setMode(o Options, nodes ...*testNode) {
 }
 
 func TestTitleOfAPairInSync(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			a, b := pairInSync(t, testConfig{opt: m.opt})
@@ -68,6 +69,7 @@ func TestTitleOfAPairInSync(t *testing.T) {
 // The in-sync secondary holds the title under block: whoever promotes it moves
 // the title's use, and the former primary may then do nothing.
 func TestTitleGoesWithThePromotion(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
 	a.crash()
 	b.peerIs("lost")
@@ -91,6 +93,7 @@ func TestTitleGoesWithThePromotion(t *testing.T) {
 
 // A secondary that lost the title while it was away cannot be promoted.
 func TestTitleLostWhileAway(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}})
 	b.crash()
 	a.until("alone", func(s Status) bool { return s.Peer == "lost" && !a.pair.Required() })
@@ -109,6 +112,7 @@ func TestTitleLostWhileAway(t *testing.T) {
 // A secondary that was never in sync: it follows, but its primary never let it
 // join.
 func TestTitleNeverInSync(t *testing.T) {
+	t.Parallel()
 	a, b := newPair(t, testConfig{size: 16 << 20, journal: 2 << 20})
 	a.promote(true)
 	a.inSync()
@@ -134,6 +138,7 @@ func TestTitleNeverInSync(t *testing.T) {
 }
 
 func TestTitleBlank(t *testing.T) {
+	t.Parallel()
 	a, b := newPair(t, testConfig{})
 	b.close()
 	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
@@ -157,6 +162,7 @@ func TestTitleBlank(t *testing.T) {
 // Title given up by one and not yet taken by the other: nobody holds it, and
 // the next join repairs that.
 func TestTitleInNobodysHands(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			a, b := pairInSync(t, testConfig{opt: m.opt})
@@ -187,6 +193,7 @@ func TestTitleInNobodysHands(t *testing.T) {
 
 // The same between two secondaries, in the middle of a planned switch-over.
 func TestTitleInNobodysHandsWithoutPrimary(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
 	a.demote()
 	a.crash()
@@ -209,6 +216,7 @@ func TestTitleInNobodysHandsWithoutPrimary(t *testing.T) {
 // Mode changed to async while the secondary holds the title: until it has
 // released it, the primary must not acknowledge alone, also after a crash.
 func TestTitleModeChangeInterrupted(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
 	a.crash()
 	b.crash()
@@ -245,6 +253,7 @@ func TestTitleModeChangeInterrupted(t *testing.T) {
 }
 
 func TestSwitchOver(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
 			a, b := pairInSync(t, testConfig{opt: m.opt})
@@ -275,6 +284,7 @@ func TestSwitchOver(t *testing.T) {
 // The peer is lost while a demotion waits for it: the node stays primary, and
 // goes on once the peer is back.
 func TestDemoteWithoutAnswer(t *testing.T) {
+	t.Parallel()
 	for _, m := range modes {
 		if m.opt.OnPeerLoss == Alone {
 			continue
@@ -303,6 +313,7 @@ func TestDemoteWithoutAnswer(t *testing.T) {
 
 // Policy and mode change across restarts, from each to each, with a peer.
 func TestModeChange(t *testing.T) {
+	t.Parallel()
 	a, b := pairInSync(t, testConfig{timeout: 300 * time.Millisecond})
 	for i := range modes {
 		for j := range modes {

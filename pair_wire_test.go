@@ -3,7 +3,9 @@ package nvmmirror
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,12 +43,14 @@ type wire struct {
 	transport.Transport
 	link *link
 	dead atomic.Bool // the node was killed: nothing leaves it any more
+	mute atomic.Bool // nothing leaves it, what comes in it takes
 
 	mu      sync.Mutex
 	chop    int                  // bytes per read and write at most; 0: all
 	pace    time.Duration        // between two writes
 	corrupt func(out []byte) int // flips something in what leaves, says where; -1: nothing
 	dials   atomic.Int64
+	conns   []*wireConn // that were made, in this order
 }
 
 func (w *wire) setChop(chop int, pace time.Duration) {
@@ -107,14 +111,27 @@ func (l *wireListener) Accept() (transport.Conn, error) {
 }
 
 func (w *wire) wrap(c transport.Conn) *wireConn {
-	return &wireConn{Conn: c, w: w, woken: make(chan struct{}, 1)}
+	wc := &wireConn{Conn: c, w: w, woken: make(chan struct{}, 1)}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.conns = append(w.conns, wc)
+	return wc
+}
+
+// made are the connections so far.
+func (w *wire) made() []*wireConn {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.conns)
 }
 
 type wireConn struct {
 	transport.Conn
-	w     *wire
-	woken chan struct{}
-	next  time.Time // of a paced write; the writer's
+	w      *wire
+	woken  chan struct{}
+	sent   atomic.Int64 // bytes
+	closed atomic.Bool  // by this end: it is told, also where nothing passes
+	next   time.Time    // of a paced write; the writer's
 }
 
 func (c *wireConn) stopped() (bool, <-chan struct{}) {
@@ -123,6 +140,9 @@ func (c *wireConn) stopped() (bool, <-chan struct{}) {
 }
 
 func (c *wireConn) TryRead(p []byte) (int, error) {
+	if c.closed.Load() {
+		return 0, net.ErrClosed
+	}
 	if stop, _ := c.stopped(); stop {
 		return 0, nil
 	}
@@ -133,7 +153,7 @@ func (c *wireConn) TryRead(p []byte) (int, error) {
 }
 
 func (c *wireConn) TryWrite(bufs [][]byte) (int, error) {
-	if stop, _ := c.stopped(); stop {
+	if stop, _ := c.stopped(); stop || c.w.mute.Load() {
 		return 0, nil
 	}
 	chop, pace, corrupt := c.w.faults()
@@ -144,7 +164,9 @@ func (c *wireConn) TryWrite(bufs [][]byte) (int, error) {
 		c.next = time.Now().Add(pace)
 	}
 	if chop == 0 && corrupt == nil {
-		return c.Conn.TryWrite(bufs)
+		n, err := c.Conn.TryWrite(bufs)
+		c.sent.Add(int64(n))
+		return n, err
 	}
 	var out []byte
 	for _, b := range bufs {
@@ -154,7 +176,9 @@ func (c *wireConn) TryWrite(bufs [][]byte) (int, error) {
 		out = out[:chop]
 	}
 	if corrupt == nil {
-		return c.Conn.TryWrite([][]byte{out})
+		n, err := c.Conn.TryWrite([][]byte{out})
+		c.sent.Add(int64(n))
+		return n, err
 	}
 	bad := corrupt(out)
 	n, err := c.Conn.TryWrite([][]byte{out})
@@ -172,7 +196,7 @@ func (c *wireConn) Wait(write bool, d time.Duration) error {
 			d = min(d, pace)
 			write = false
 		}
-		return c.Conn.Wait(write, d)
+		return c.Conn.Wait(write && !c.w.mute.Load(), d)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -182,6 +206,12 @@ func (c *wireConn) Wait(write bool, d time.Duration) error {
 	case <-t.C:
 	}
 	return nil
+}
+
+func (c *wireConn) Close() error {
+	c.closed.Store(true)
+	c.Wake()
+	return c.Conn.Close()
 }
 
 func (c *wireConn) Wake() {

@@ -1,6 +1,8 @@
 package nvmmirror
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -31,14 +33,27 @@ func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
 	v.counters.reads.Add(1)
 	for tries := 0; ; tries++ {
 		bad, err := v.readOnce(p, off)
+		if errors.Is(err, ErrNoLease) {
+			// The peer's answer to a heartbeat may be here, and not taken yet.
+			v.committer.Tick()
+			bad, err = v.readOnce(p, off)
+		}
 		if err != nil {
 			return 0, err
 		}
 		if bad < 0 {
 			break
 		}
-		if err := v.repair(bad); err != nil || tries > len(p)/blockSize+2 {
-			return 0, &CorruptError{What: fmt.Sprintf("block %d (bytes %d to %d)", bad, bad*blockSize, (bad+1)*blockSize), Detail: fmt.Sprint(err)}
+		switch enough := len(p)/blockSize + 3; {
+		case tries < enough:
+			err = v.repair(bad)
+		case tries < 2*enough:
+			err = v.repairAtRest(bad)
+		default:
+			err = errors.New("it fails again and again after it was repaired")
+		}
+		if err != nil {
+			return 0, &CorruptError{What: fmt.Sprintf("block %d (bytes %d to %d)", bad, bad*blockSize, (bad+1)*blockSize), Detail: err.Error()}
 		}
 	}
 	if eof {
@@ -67,18 +82,15 @@ func (v *Volume) readOnce(p []byte, off int64) (bad int64, err error) {
 		if !ok {
 			return b, nil
 		}
+		// The bytes are taken first and verified then: a bit that flips between
+		// is not served.
+		block := v.block(b)
+		copy(p[:n], block[lo:])
 		if n == blockSize {
-			// The copy is what is verified.
-			copy(p, v.block(b))
-			if crc32c.Sum(p[:n]) != e.crc {
-				return b, nil
-			}
-		} else {
-			block := v.block(b)
-			if crc32c.Sum(block) != e.crc {
-				return b, nil
-			}
-			copy(p[:n], block[lo:])
+			block = p[:n]
+		}
+		if crc32c.Sum(block) != e.crc {
+			return b, nil
 		}
 		off, p = off+int64(n), p[n:]
 	}
@@ -98,18 +110,13 @@ func (v *Volume) readable() error {
 	return nil
 }
 
-// repair fetches a block from the peer.
+// repair fetches a block from the peer, once: where the peer's block is of
+// another moment, nothing has changed when it returns.
 func (v *Volume) repair(b int64) error {
-	done := make(chan error, 1)
-	v.repairMu.Lock()
-	v.repairs[b] = append(v.repairs[b], done)
-	v.repairMu.Unlock()
 	v.applyMu.Lock()
 	v.noteBad(b, "checksum does not match")
 	v.applyMu.Unlock()
-	if err := v.pair.RequestBlock(uint32(b)); err != nil {
-		v.answerRepair(b, err)
-	}
+	done := v.request(b)
 	t := time.NewTimer(v.opt.timeout())
 	defer t.Stop()
 	select {
@@ -120,6 +127,60 @@ func (v *Volume) repair(b int64) error {
 	case <-t.C:
 		return fmt.Errorf("the peer did not answer within %v", v.opt.timeout())
 	}
+}
+
+// request asks the peer for a block. The channel gets what came of it.
+func (v *Volume) request(b int64) <-chan error {
+	done := make(chan error, 1)
+	v.repairMu.Lock()
+	v.repairs[b] = append(v.repairs[b], done)
+	v.repairMu.Unlock()
+	if err := v.pair.RequestBlock(uint32(b)); err != nil {
+		v.answerRepair(b, err)
+	}
+	return done
+}
+
+// repairAtRest repairs a block that changes so often that the peer's is always
+// of another moment. It takes the committers' role, so that nothing is
+// appended, and does their work until both nodes' data hold the same log.
+func (v *Volume) repairAtRest(b int64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), v.opt.timeout())
+	defer cancel()
+	if err := v.committer.Acquire(ctx); err != nil {
+		return fmt.Errorf("commits did not pause for it within %v", v.opt.timeout())
+	}
+	defer v.committer.Release()
+	for done := v.request(b); ctx.Err() == nil; {
+		acked, _ := (*sink)(v).Progress()
+		if err := v.apply(acked); err != nil {
+			return err
+		}
+		if v.readable() != nil {
+			return nil // the next look at the block says why
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				return err
+			}
+			if ok, err := v.sound(b); ok || err != nil {
+				return err
+			}
+			done = v.request(b)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return fmt.Errorf("the peer did not answer within %v", v.opt.timeout())
+}
+
+// sound reports whether a block matches its entry.
+func (v *Volume) sound(b int64) (ok bool, err error) {
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	v.applyMu.RLock()
+	defer v.applyMu.RUnlock()
+	e, ok := v.table.get(b)
+	return ok && crc32c.Sum(v.block(b)) == e.crc, nil
 }
 
 func (v *Volume) answerRepair(b int64, err error) {
@@ -143,52 +204,81 @@ func (v *Volume) failRepairs(err error) {
 }
 
 // takeRepair judges a block that the peer sent, with its data at LSN applied.
-// It takes it where it is the state that this node's data must have.
+// It takes it where it is the state that this node's data must have, and one
+// of the two can vouch for it: a block that is unverified at the peer is taken
+// only where what is here confirms it.
 func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, applied LSN) (err error) {
 	defer pmem.Recover(v.mem, pmem.Arm(), &err)
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	e, ok := v.table.get(b)
-	unverified := v.unverified.has(b)
 	mine := crc32c.Sum(v.block(b))
 	switch {
-	case ok && info.LSN == e.lsn && info.CRC == e.crc:
-		if mine == e.crc {
-			v.trust(b)
-			return nil
-		}
-	case ok && info.LSN == e.lsn && unverified:
-		// After a crash the block's checksum was taken anew: the peer's is
-		// the one that was carried.
-		if info.Unverified && v.pair.Role() == replicate.Primary {
-			return nil // neither was; the primary's stands, the secondary asks for it
-		}
-	case !ok && applied >= v.Applied() && info.LSN <= v.Applied():
-		// Nothing changed the block at the peer after what is applied here.
-	default:
+	case ok && info.LSN != e.lsn, !ok && (applied < v.Applied() || info.LSN > v.Applied()):
 		return errRetryRepair
+	case mine == info.CRC:
+		// Both nodes came to the same bytes, each by itself. Where the entry
+		// here says otherwise, a change that went over a flip carried the flip
+		// into the checksum.
+	case ok && info.CRC == e.crc:
+		// The flip is in the block here: what the entry says is there.
+	case ok && !e.unverified && mine == e.crc:
+		return errRetryRepair // nothing is wrong here
+	case !info.Unverified:
+		// The checksum here was taken anew after a crash, or carried over a
+		// flip, or lost. The peer's block is that of the same log, and matches
+		// what was carried there.
+	case ok && e.unverified && mine == e.crc:
+		return v.judgeUnverified(b, e, applied)
+	default:
+		return errNoneVerified
 	}
-	v.mem.Copy(v.data.Off+b*blockSize, data)
-	v.table.set(b, entry{info.LSN, info.CRC})
-	v.dirty.add(b)
-	if !info.Unverified {
-		v.trust(b)
+	if mine != info.CRC {
+		v.mem.Copy(v.data.Off+b*blockSize, data)
+	}
+	if now := (entry{lsn: info.LSN, crc: info.CRC}); !ok || e != now {
+		v.table.set(b, now)
+		v.dirty.add(b)
+	}
+	v.trust(b)
+	if ok && mine == e.crc && mine == info.CRC {
+		return nil
 	}
 	v.counters.repaired.Add(1)
 	v.log.Warn("repaired a block from the peer", zap.String("region", v.path), zap.Int64("block", b))
 	return nil
 }
 
+// judgeUnverified: the block differs from the peer's, and both are unverified.
+// One of the two holds a flip, and nobody can tell which. On the primary, which
+// would serve it, it counts as damaged from here on, also after a restart: its
+// entry no longer matches. Before, both nodes have to have redone what they
+// had applied before their crashes, so that neither block holds parts of later
+// changes: what is known to be acknowledged reaches as far as the last join.
+func (v *Volume) judgeUnverified(b int64, e entry, applied LSN) error {
+	v.metaMu.Lock()
+	joined := v.meta.State.Acked
+	v.metaMu.Unlock()
+	if v.pair.Role() != replicate.Primary || v.Applied() < LSN(v.redoUntil.Load()) || applied < joined {
+		return errRetryRepair
+	}
+	v.table.set(b, entry{e.lsn, ^e.crc, true})
+	v.dirty.add(b)
+	v.noteBad(b, "it differs from the peer's, and neither was verified since a crash")
+	return errNoneVerified
+}
+
+// errNoneVerified: the peer cannot help.
+var errNoneVerified = errors.New("the peer's block was not verified since a crash either; it is readable again once it is rewritten as a whole")
+
 // errRetryRepair: the peer's block is of another moment.
 var errRetryRepair = fmt.Errorf("the peer's block is of another moment; try again")
 
 // compareUnverified asks the peer for some of the blocks whose checksums were
 // taken anew after a crash, and for damaged ones that could not be repaired
-// yet: the peer was not there, or its block was of another moment.
-func (v *Volume) compareUnverified() {
-	if v.pair.Phase() != "in-sync" {
-		return
-	}
+// yet: the peer was not there, or its block was of another moment. It reports
+// whether there are any.
+func (v *Volume) compareUnverified() (some bool) {
 	const atOnce = 256
 	v.applyMu.RLock()
 	var ask []uint32
@@ -207,7 +297,8 @@ func (v *Volume) compareUnverified() {
 	v.applyMu.RUnlock()
 	for _, b := range ask {
 		if v.pair.RequestBlock(b) != nil {
-			return
+			break // not in sync
 		}
 	}
+	return len(ask) > 0
 }

@@ -3,6 +3,7 @@ package nvmmirror
 import (
 	"go.uber.org/zap"
 
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/replicate"
 )
@@ -33,7 +34,13 @@ func (v *Volume) recover() error {
 		v.log.Warn("inconsistent: a full copy onto this node did not finish", zap.String("region", v.path))
 		return nil
 	}
-	scan, err := survey(v.mem.Bytes(), m)
+	scan, err := survey(v.mem.Bytes(), m, func(body []byte) (crc uint32) {
+		if len(body) < blockSize {
+			return crc32c.Sum(body)
+		}
+		crc, _, v.scanned = sumBody(body, nil, v.scanned)
+		return crc
+	})
 	if err != nil {
 		return err
 	}
@@ -48,19 +55,23 @@ func (v *Volume) recover() error {
 		Clean: m.Clean, From: scan.From, End: scan.End,
 		Segments: scan.Segments, Transactions: scan.Transactions, Stop: scan.Stop.Error(),
 	}
-	v.redoUntil = scan.End
+	if !m.Clean || !m.Settled {
+		eachUnverified(v.mem.Bytes()[m.Table.Off:], m.Size/blockSize, v.distrust)
+	}
+	v.redoUntil.Store(uint64(scan.End))
 	if scan.Damage != nil {
 		v.damaged.Store(true)
-		v.redoUntil = max(scan.End, scan.Acked)
+		v.redoUntil.Store(uint64(max(scan.End, scan.Acked)))
 		v.recovery.Damage = scan.Damage.Error()
 		v.log.Error("journal damaged", zap.String("region", v.path), zap.Error(scan.Damage))
 	}
 	if m.Clean {
-		v.redoUntil = 0
+		v.redoUntil.Store(0)
 	}
 	if err := v.apply(applyLimit(m, scan.End)); err != nil {
 		return err
 	}
+	v.scanned = nil
 	v.recovery.Applied = v.Applied()
 	v.log.Info("recovered", zap.String("region", v.path), zap.Bool("clean", m.Clean),
 		zap.Uint64("from", uint64(scan.From)), zap.Uint64("end", uint64(scan.End)), zap.Uint64("applied", uint64(v.Applied())),
@@ -74,22 +85,28 @@ func (v *Volume) recover() error {
 // survey scans the log from the checkpoint on. What is applied was persistent
 // and acknowledged before, so the newest entry of the block table says how far
 // the log went at least: where it does not reach so far, that is damage and
-// not a torn tail.
-func survey(mem []byte, m *metadata) (journal.Scan, error) {
+// not a torn tail. A clean close has noted where the log ends, so that nothing
+// has to be searched: opening takes as long whatever the region's size is. sum,
+// where given, takes the checksums of bodies, in the log's order.
+func survey(mem []byte, m *metadata, sum func(body []byte) uint32) (journal.Scan, error) {
 	ring := journal.Ring{Bytes: mem[m.Journal.Off:m.Journal.end():m.Journal.end()], Base: m.RingBase}
 	acked := m.State.Acked
-	if !m.Clean {
+	switch {
+	case m.Clean && m.End != 0:
+		return journal.ScanTo(ring, m.State.History, m.Checkpoint.LSN, m.Checkpoint.Chain, acked, m.End, sum)
+	case !m.Clean:
 		acked = max(acked, newestEntry(mem[m.Table.Off:], m.Size/blockSize))
 	}
-	return journal.ScanFrom(ring, m.State.History, m.Checkpoint.LSN, m.Checkpoint.Chain, acked)
+	return journal.ScanFrom(ring, m.State.History, m.State.Node, m.Checkpoint.LSN, m.Checkpoint.Chain, acked, sum)
 }
 
-// applyLimit is how far a recovering node may apply its log.
+// applyLimit is how far a recovering node may apply its log. One that wrote the
+// last of it was primary then, whatever it is now: it may have to drop what its
+// peer never had.
 func applyLimit(m *metadata, end LSN) LSN {
-	if m.State.Role == replicate.Primary {
-		if e, ok := m.State.History.At(end); ok && e.BothIn() {
-			return min(end, max(m.State.Acked, m.Checkpoint.LSN))
-		}
+	e, ok := m.State.History.At(end)
+	if ok && e.BothIn() && (m.State.Role == replicate.Primary || e.Epoch.Node == m.State.Node) {
+		return min(end, max(m.State.Acked, m.Checkpoint.LSN))
 	}
 	return end
 }

@@ -47,6 +47,9 @@ type simWorld struct {
 
 	// While a full copy arrives: what it is to become.
 	incoming []byte
+	// While log is damaged: what is left when it has been given up.
+	lossy bool
+	left  []byte
 }
 
 const simSize = 16 * blockSize
@@ -91,10 +94,20 @@ func (w *simWorld) kill() {
 	w.open()
 }
 
-// commit makes one random transaction.
+// commit makes one random transaction, or receives it.
 func (w *simWorld) commit() {
-	next := bytes.Clone(w.states[len(w.states)-1])
-	tx := w.v.Begin()
+	next, tx := w.draw()
+	how := w.v.committer.Commit
+	if w.rng.IntN(3) == 0 {
+		how = w.receive
+	}
+	w.take(next, tx, how)
+}
+
+// draw is a random transaction, and what the volume holds after it.
+func (w *simWorld) draw() (next []byte, tx *journal.Request) {
+	next = bytes.Clone(w.states[len(w.states)-1])
+	tx = journal.NewRequest()
 	for range 1 + w.rng.IntN(4) {
 		n := 1 + w.rng.IntN(300)
 		if w.quiet || w.rng.IntN(8) == 0 {
@@ -106,17 +119,54 @@ func (w *simWorld) commit() {
 			p[i] = byte(w.rng.Uint32())
 		}
 		copy(next[off:], p)
-		if err := tx.Write(int64(off), p); err != nil {
-			w.t.Fatal(err)
-		}
+		tx.Add(int64(off), p)
 	}
+	return next, tx
+}
+
+// take makes a transaction, after which the volume holds next.
+func (w *simWorld) take(next []byte, tx *journal.Request, how func(context.Context, *journal.Request) (LSN, error)) {
 	w.states = append(w.states, next)
-	lsn, err := tx.Commit(context.Background())
+	lsn, err := how(context.Background(), tx)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.acked++
 	w.ends[lsn] = w.acked
+}
+
+// receive makes a transaction as a secondary does that the peer sends it to:
+// the segment comes whole, in pieces that are stored as they arrive.
+func (w *simWorld) receive(_ context.Context, tx *journal.Request) (LSN, error) {
+	defer tx.Free()
+	log := w.v.journal
+	peer := journal.NewLog(newHeapMemory(make([]byte, w.v.ring.Len)), 0, w.v.ring.Len, log.Ring().Base)
+	peer.Reset(log.End(), log.Chain())
+	peer.SetEpoch(log.Epoch())
+	end, err := peer.Append([]*journal.Request{tx}, tx.Size(), LSN(0))
+	if err != nil {
+		return 0, err
+	}
+	var h journal.Header
+	for at := log.End(); at < end; at = h.End() {
+		if err := peer.Ring().Header(at, &h); err != nil {
+			return 0, err
+		}
+		if h.Pad {
+			log.PlacePad(h)
+			continue
+		}
+		p := peer.Ring().Raw(at, int(h.Length))
+		for n := 0; n < len(p); {
+			piece := min(len(p)-n, journal.Align*(1+w.rng.IntN(16)))
+			log.Place(at+LSN(n), p[n:n+piece])
+			n += piece
+		}
+	}
+	if err := log.Fence(end, peer.Chain()); err != nil {
+		return 0, err
+	}
+	return end, w.v.apply(end)
 }
 
 // crash tries what power failure, and a process kill with power failure after
@@ -126,14 +176,14 @@ func (w *simWorld) crash(o sim.Op, creating bool) {
 		return
 	}
 	images := w.images
-	if creating || w.incoming != nil && o.Kind != sim.Store { // they happen once
+	if creating || (w.incoming != nil || w.lossy) && o.Kind != sim.Store { // they happen once
 		images *= 10
 	}
 	w.mem.Images(images, w.rng, func(img *sim.Memory) {
 		w.tried++
 		w.judge(o, img, creating)
 	})
-	if w.rng.IntN(4) == 0 {
+	if w.rng.IntN(4) == 0 && !w.lossy {
 		w.mem.Kill(func(img *sim.Memory) { w.judgeKill(o, img, creating) })
 	}
 }
@@ -153,6 +203,7 @@ func (w *simWorld) judge(o sim.Op, img *sim.Memory, creating bool) {
 	case w.broken != nil:
 	case errors.Is(err, errInconsistent) && w.incoming != nil:
 	case w.incoming != nil && err == nil && bytes.Equal(content, w.incoming):
+	case w.lossy && (errors.Is(err, errDamaged) || err == nil && bytes.Equal(content, w.left)):
 	case creating && errors.Is(err, errUnreadable): // no region yet
 	case err != nil:
 		w.broken = fmt.Errorf("%v %d at %s: recovery: %w", o.Kind, o.N, o.Site, err)
@@ -175,7 +226,7 @@ func (w *simWorld) recover(img *sim.Memory) (content []byte, n int, err error) {
 		return nil, 0, errInconsistent
 	}
 	if v.damaged.Load() {
-		return nil, 0, errors.New(v.recovery.Damage)
+		return nil, 0, errDamaged
 	}
 	content = bytes.Clone(img.Bytes()[v.data.Off : v.data.Off+simSize])
 	n, ok := w.ends[v.Applied()]
@@ -197,6 +248,8 @@ func (w *simWorld) recover(img *sim.Memory) (content []byte, n int, err error) {
 
 var errUnreadable = errors.New("cannot be opened")
 
+var errDamaged = errors.New("log is damaged")
+
 var errInconsistent = errors.New("a full copy has not finished")
 
 type stopped struct{}
@@ -204,7 +257,7 @@ type stopped struct{}
 // crashWithin lets f run up to a random operation on the image, and loses
 // power there.
 func (w *simWorld) crashWithin(img *sim.Memory, most int, f func()) {
-	at := w.rng.IntN(most)
+	at := img.Ops() + w.rng.IntN(most)
 	img.OnOp(func(o sim.Op) {
 		if o.N >= at {
 			panic(stopped{})
@@ -235,6 +288,10 @@ func (w *simWorld) recoverAndChange(img *sim.Memory) {
 // judgeKill: the process is killed and recovered; what it then reports as
 // persisted survives power failure right after.
 func (w *simWorld) judgeKill(o sim.Op, img *sim.Memory, creating bool) {
+	if !creating && w.incoming == nil && w.rng.IntN(2) == 0 {
+		w.judgeKillAndChange(o, img)
+		return
+	}
 	content, n, err := w.recover(img)
 	if err != nil {
 		if !creating && !(errors.Is(err, errInconsistent) && w.incoming != nil) {
@@ -249,6 +306,27 @@ func (w *simWorld) judgeKill(o sim.Op, img *sim.Memory, creating bool) {
 		w.broken = fmt.Errorf("%v %d at %s: recovery after a kill and a power failure: %w", o.Kind, o.N, o.Site, err)
 	case m != n || !bytes.Equal(content, after):
 		w.broken = fmt.Errorf("%v %d at %s: %d transactions recovered after a kill, %d after the power failure that followed", o.Kind, o.N, o.Site, n, m)
+	}
+}
+
+// judgeKillAndChange: the process is killed, the next one opens the region,
+// which repairs metadata, and changes it, and power fails during one of these.
+func (w *simWorld) judgeKillAndChange(at sim.Op, img *sim.Memory) {
+	o, _ := Options{}.withDefaults()
+	var v *Volume
+	var err error
+	open := func() { v, err = openMemory("image", img, o) }
+	if c, e := readMetadata(img.Bytes()); e == nil && c.repair {
+		w.crashWithin(img, 40, open)
+	} else if open(); err == nil {
+		w.crashWithin(img, 60, func() { v.updateMeta(func(m *metadata) error { m.State.Lease++; return nil }) })
+	}
+	n := 0
+	if err == nil {
+		_, n, err = w.recover(img)
+	}
+	if err != nil || n < w.acked {
+		w.broken = fmt.Errorf("%v %d at %s: recovery after a kill, a change of metadata and a power failure: %d transactions of %d: %w", at.Kind, at.N, at.Site, n, w.acked, err)
 	}
 }
 
@@ -276,10 +354,47 @@ func (w *simWorld) run(transactions int) {
 		w.commit()
 	}
 	if w.broken == nil {
+		w.lose()
+	}
+	if w.broken == nil {
 		w.copyOver()
 	}
 	w.v.pair.Close()
 	w.mem.OnOp(nil)
+}
+
+// lose damages log that was acknowledged, and gives it up, as an operator forces
+// it: what the blocks hold by then stays, and nothing of it may go afterwards.
+func (w *simWorld) lose() {
+	var hurt LSN
+	for i := range 5 {
+		if i == 2 {
+			hurt = w.v.journal.End()
+		}
+		next, tx := w.draw()
+		w.take(next, tx, w.v.committer.Commit) // with hints that prove it
+	}
+	w.v.pair.Close()
+	w.mem.Bytes()[w.v.ring.Off+int64(w.v.journal.Ring().Position(hurt))+20] ^= 1
+	w.lossy = true
+	o, _ := Options{}.withDefaults()
+	v, err := openMemory("sim", w.mem, o)
+	if err != nil || !v.damaged.Load() {
+		w.t.Fatal("the log is not damaged: ", err)
+	}
+	w.v = v
+	w.left = bytes.Clone(w.v.mem.Bytes()[w.v.data.Off:][:simSize])
+	if err := (*node)(w.v).AcceptLoss(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.states, w.ends, w.acked = [][]byte{w.left}, map[LSN]int{w.v.journal.End(): 0}, 0
+	w.lossy = false
+	if err := w.v.takeUp(); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.v.checkpoint(false); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 // copyOver makes the node the target of a full copy, with log behind it.
@@ -321,6 +436,7 @@ func (w *simWorld) copyOver() {
 }
 
 func TestCrashEverywhere(t *testing.T) {
+	t.Parallel()
 	n := 400
 	if testing.Short() {
 		n = 100

@@ -18,6 +18,8 @@ type Status struct {
 	Role      string         `json:"role"`   // primary, secondary
 	Peer      string         `json:"peer"`   // in-sync, connected, catching-up, resyncing, lost, refused, none
 	Reason    string         `json:"reason"` // of the peer's state
+	Transport string         `json:"transport,omitempty"`
+	Lanes     int            `json:"connections"` // for long transactions, beside the session's own
 	Rule      string         `json:"rule,omitempty"`
 	Epoch     journal.Epoch  `json:"epoch"`
 	Title     bool           `json:"title"`
@@ -68,7 +70,7 @@ func (v *Volume) Status() Status {
 	s := Status{
 		Path: v.path, Size: m.Size, Journal: m.Journal.Len, Class: v.mem.Class().String(),
 		Lineage: m.State.Lineage, Node: fmt.Sprintf("%016x", m.State.Node),
-		Role: v.pair.Role().String(), Peer: ps.Phase, Reason: ps.Reason, Rule: string(ps.Rule),
+		Role: v.pair.Role().String(), Peer: ps.Phase, Reason: ps.Reason, Transport: v.opt.transportName(), Lanes: ps.Lanes, Rule: string(ps.Rule),
 		Epoch: last.Epoch, Title: m.State.Title, Serving: v.pair.Serving(), Ack: AckBoth, OnLoss: Block,
 		Committed: v.journal.End(), Acked: v.acked(), Applied: v.Applied(), Ckpt: v.Checkpoint(),
 		Degraded: []string{}, Recovery: v.recovery,

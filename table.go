@@ -12,7 +12,8 @@ import (
 //
 //	 0  lsn    u64  the LSN after the segment of the last change, 0: never changed
 //	 8  CRC    u32  CRC32C of the block
-//	12  check  u32  CRC32C of lsn (u64), CRC (u64) and the block's number (u64)
+//	12  check  u32  CRC32C of lsn (u64), CRC (u64) and the block's number (u64);
+//	                with bit 32 of the CRC word set where the block is unverified
 //
 // A block's CRC is carried over changes, not recomputed from the medium, so
 // that a flipped bit is not blessed by the next change. Entries are the
@@ -25,17 +26,44 @@ type table struct {
 type entry struct {
 	lsn journal.LSN
 	crc uint32
+	// unverified: after a crash the CRC was taken from the medium. It stays so,
+	// over changes and restarts, until the block is compared with the peer's or
+	// rewritten as a whole.
+	unverified bool
 }
 
 func (e entry) check(block int64) uint32 {
-	return crc32c.SumWords(uint64(e.lsn), uint64(e.crc), uint64(block))
+	crc := uint64(e.crc)
+	if e.unverified {
+		crc |= 1 << 32
+	}
+	return crc32c.SumWords(uint64(e.lsn), crc, uint64(block))
 }
 
 // decodeEntry decodes the entry of a block; ok is false where it is damaged.
 func decodeEntry(b []byte, block int64) (e entry, ok bool) {
 	e.lsn = journal.LSN(binary.LittleEndian.Uint64(b))
 	e.crc = binary.LittleEndian.Uint32(b[8:])
-	return e, e.check(block) == binary.LittleEndian.Uint32(b[12:])
+	check := binary.LittleEndian.Uint32(b[12:])
+	if e.check(block) == check {
+		return e, true
+	}
+	e.unverified = true
+	return e, e.check(block) == check
+}
+
+// eachUnverified calls f with each of so many blocks whose entry says that it
+// is unverified.
+func eachUnverified(area []byte, blocks int64, f func(block int64)) {
+	for b := range blocks {
+		p := area[b*tableEntry:][:tableEntry]
+		if binary.LittleEndian.Uint64(p) == 0 {
+			continue // never changed
+		}
+		if e, ok := decodeEntry(p, b); ok && e.unverified {
+			f(b)
+		}
+	}
 }
 
 // newestEntry is the highest LSN of the valid entries of so many blocks.

@@ -68,17 +68,21 @@ type Volume struct {
 	applyMu     sync.RWMutex
 	applied     atomic.Uint64
 	chain       uint32   // of the segment before applied
+	blockSums   []uint32 // of the segment that is being applied: the log's owner's
+	scanned     []uint32 // those of the log that recovery has scanned and not applied yet
 	dirty       blockSet // changed above the checkpoint
 	spare       blockSet // empty; the checkpoint's
 	unverified  blockSet
 	unverifieds atomic.Int64
 	bad         map[int64]bool
-	redoUntil   LSN  // segments below were perhaps applied before a crash
-	copying     bool // blocks arrive in a full copy: apply only what is newer
+	redoUntil   atomic.Uint64  // segments below were perhaps applied before a crash; changed under applyMu
+	copying     bool           // blocks arrive in a full copy: apply only what is newer
+	copied      map[int64]bool // of the segment that is being applied: blocks that hold it; the log's owner's
 
 	checkpointed atomic.Uint64
 	ckptMu       sync.Mutex // one checkpoint at a time
 	ckptKick     chan struct{}
+	resting      atomic.Bool   // the checkpointer waits longer: whoever applies kicks it
 	wake         chan struct{} // of a driver that waits without a session
 
 	damaged atomic.Bool
@@ -164,11 +168,12 @@ func Create(path string, o CreateOptions) (err error) {
 }
 
 // zero clears a device, which holds what was there before: a blank region's
-// blocks are zeros, and its block table says so.
+// blocks are zeros, and its block table says so. It is durable with format's
+// first fence.
 func zero(mem pmem.Memory, n int64) (err error) {
 	defer pmem.Recover(mem, pmem.Arm(), &err)
 	mem.Zero(0, n)
-	return mem.Fence()
+	return nil
 }
 
 // format makes mem, which is zero, a blank region. Metadata comes last: before
@@ -254,6 +259,14 @@ func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) 
 	v.spare = newBlockSet(m.Size / blockSize)
 	v.unverified = newBlockSet(m.Size / blockSize)
 	v.journal = journal.NewLog(mem, m.Journal.Off, m.Journal.Len, m.RingBase)
+	// A killed process may have left a copy visible and not durable. The next
+	// change to the other one would put both at risk.
+	for i := range int64(2) {
+		mem.Flush(i*metaArea, metaMax)
+	}
+	if err := mem.Fence(); err != nil {
+		return nil, fmt.Errorf("metadata: %w", err)
+	}
 	if c.repair {
 		v.counters.metaRepairs.Add(1)
 		v.log.Warn("repairing a metadata copy", zap.String("region", path), zap.Errors("copies", c.err[:]))
@@ -279,7 +292,7 @@ func (v *Volume) start() error {
 
 // takeUp takes up the role that the region remembers.
 func (v *Volume) takeUp() error {
-	v.kernelAtStart, _ = transport.ReadCounters() // zeros where /proc does not tell
+	v.kernelAtStart, _ = v.opt.kernel() // zeros where /proc does not tell
 	cfg, err := v.opt.pairConfig(v.log)
 	if err != nil {
 		return err
@@ -369,4 +382,7 @@ func (v *Volume) fail(err error) error {
 	return err
 }
 
-const checkpointEvery = time.Second
+const (
+	checkpointEvery = time.Second
+	restingEvery    = 4 * time.Second
+)

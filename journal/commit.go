@@ -19,6 +19,9 @@ type Sink interface {
 	// Apply makes the log visible up to a position. An error ends the
 	// committer.
 	Apply(upTo LSN) error
+	// Failed: a segment could not be made durable. The committer has ended;
+	// only a new recovery may begin again.
+	Failed(err error)
 	// Wait returns when Progress may have something, or after d, or after a
 	// Wake, also one that came before.
 	Wait(d time.Duration)
@@ -37,6 +40,11 @@ type Sink interface {
 // that still waits. So a lone committer changes neither goroutine nor thread,
 // and under load each caller is woken once.
 //
+// Short transactions gather while two segments wait for acknowledgement: one
+// is on the wire while the other is being made durable, and more of them would
+// only be shorter. Callers that were woken run before the next segment is
+// made, so that what they bring comes along.
+//
 // Invariants:
 //   - At most one driver. The log, the sink's sending side and applying are
 //     the driver's alone; no lock guards them.
@@ -50,7 +58,7 @@ type Committer struct {
 	poll time.Duration
 
 	sleeping atomic.Bool  // the driver is in Sink.Wait: Wake it
-	pending  atomic.Int32 // queued requests
+	pending  atomic.Int64 // bytes of queued requests
 	claims   atomic.Int32 // goroutines in Acquire
 
 	mu      sync.Mutex
@@ -62,13 +70,18 @@ type Committer struct {
 
 	// The driver's.
 	batch          []*Request
+	woken          bool // callers were, and may not have run yet
 	acked, applied LSN
 	limit          LSN
+	latest         LSN // where the latest segment, or the padding before it, starts
 }
 
 const (
 	maxBatch = 256 << 10 // bytes of records that one segment gathers
+	gather   = 32 << 10  // bytes that do not wait for more
 	nap      = 5 * time.Millisecond
+	// With more log than this on its way, the answer is not worth polling for.
+	pollBelow = 128 << 10
 )
 
 // NewCommitter is closed with err until Open. poll is how long the driver
@@ -94,7 +107,7 @@ func (c *Committer) Commit(ctx context.Context, r *Request) (LSN, error) {
 		return 0, err
 	}
 	c.queue = append(c.queue, r)
-	c.pending.Add(1)
+	c.pending.Add(int64(r.size))
 	if c.driving {
 		c.mu.Unlock()
 		if c.sleeping.Load() {
@@ -118,6 +131,7 @@ func (c *Committer) park(ctx context.Context, r *Request) (LSN, error) {
 		}
 	}
 	if r.driver {
+		runtime.Gosched() // to those who were woken before
 		return c.drive(ctx, r)
 	}
 	return finish(r)
@@ -152,7 +166,7 @@ func (c *Committer) withdraw(ctx context.Context, r *Request) (gone bool, end LS
 
 func (c *Committer) dequeue(r *Request) {
 	c.queue = slices.DeleteFunc(c.queue, func(q *Request) bool { return q == r })
-	c.pending.Add(-1)
+	c.pending.Add(-int64(r.size))
 }
 
 func unknown(cause error) error { return fmt.Errorf("%w (%w)", ErrOutcomeUnknown, cause) }
@@ -181,13 +195,20 @@ func (c *Committer) drive(ctx context.Context, r *Request) (LSN, error) {
 		}
 		if moved {
 			spins = 0
+			if c.woken {
+				c.woken = false
+				runtime.Gosched()
+			}
 			continue
 		}
-		if spins++; spins == 1 {
-			idle = time.Now()
-		} else if time.Since(idle) >= c.poll {
+		switch spins++; {
+		case c.poll <= 0 || c.log.End()-c.acked > pollBelow:
 			c.sleep(nap)
-		} else if spins%8 == 0 {
+		case spins == 1:
+			idle = time.Now()
+		case time.Since(idle) >= c.poll:
+			c.sleep(nap)
+		case spins%8 == 0:
 			runtime.Gosched()
 		}
 	}
@@ -221,9 +242,15 @@ func (c *Committer) sleep(d time.Duration) {
 	c.sleeping.Store(false)
 }
 
+// due reports whether what is queued should be written now.
+func (c *Committer) due() bool {
+	n := c.pending.Load()
+	return n >= gather || n > 0 && c.acked >= c.latest
+}
+
 // canAppend reports whether the oldest queued transaction fits into the ring.
 func (c *Committer) canAppend() bool {
-	if c.pending.Load() == 0 {
+	if !c.due() {
 		return false
 	}
 	c.mu.Lock()
@@ -235,7 +262,7 @@ func (c *Committer) fits(size int) bool { return c.log.End()+c.log.Room(size) <=
 
 // step does one round of the driver's work and reports whether anything moved.
 func (c *Committer) step() (moved bool) {
-	if c.pending.Load() > 0 && c.append() {
+	if c.due() && c.append() {
 		moved = true
 	}
 	acked, limit := c.sink.Progress()
@@ -244,7 +271,7 @@ func (c *Committer) step() (moved bool) {
 	if c.acked > c.applied {
 		if err := c.sink.Apply(c.acked); err != nil {
 			c.Close(err, err)
-			return true
+			return false // nothing moves any more
 		}
 		c.applied = c.acked
 		c.complete()
@@ -267,11 +294,12 @@ func (c *Committer) append() bool {
 		c.batch = append(c.batch, r)
 	}
 	c.queue = slices.Delete(c.queue, 0, len(c.batch))
-	c.pending.Add(-int32(len(c.batch)))
+	c.pending.Add(-int64(size))
 	c.mu.Unlock()
 	if len(c.batch) == 0 {
 		return false
 	}
+	c.latest = c.log.End()
 	end, err := c.log.Append(c.batch, size, c.acked)
 	c.mu.Lock()
 	for _, r := range c.batch {
@@ -286,6 +314,7 @@ func (c *Committer) append() bool {
 	c.waiting = append(c.waiting, c.batch...)
 	c.mu.Unlock()
 	if err != nil {
+		c.sink.Failed(err)
 		c.Close(err, err)
 	}
 	return true
@@ -311,6 +340,7 @@ func (c *Committer) settle(r *Request, err error) {
 	r.err = err
 	r.state = done
 	if !r.driver {
+		c.woken = true
 		r.wake <- struct{}{}
 	}
 }
@@ -404,6 +434,7 @@ func (c *Committer) Tick() {
 // stands. The caller has the role.
 func (c *Committer) Open(acked, applied LSN) {
 	c.acked, c.applied = acked, applied
+	c.latest = min(c.latest, c.log.End()) // it may have been dropped meanwhile
 	_, c.limit = c.sink.Progress()
 	c.mu.Lock()
 	c.closed = nil

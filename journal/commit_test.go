@@ -65,6 +65,8 @@ func (s *fakeSink) Progress() (acked, limit LSN) {
 	return s.acked, LSN(s.applied.Load()) + LSN(s.log.Ring().Size())
 }
 
+func (s *fakeSink) Failed(err error) { s.complain("not durable: %v", err) }
+
 func (s *fakeSink) Apply(upTo LSN) error {
 	s.enter()
 	defer s.driving.Add(-1)
@@ -302,6 +304,53 @@ func TestCommitterBuffersAfterReturn(t *testing.T) {
 	}
 }
 
+// TestCommitterGathers: while two segments wait for acknowledgement, short
+// transactions gather for the next, and a long one does not wait.
+func TestCommitterGathers(t *testing.T) {
+	log := newTestLog(t, 8192*Align, 0)
+	sink := newFakeSink(log, 9)
+	sink.stuck.Store(true)
+	c := openCommitter(t, log, sink, 0)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer sink.stuck.Store(false)
+	commit := func(n int) {
+		wg.Go(func() {
+			r := NewRequest()
+			r.Add(0, make([]byte, n))
+			if _, err := c.Commit(context.Background(), r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	until := func(what string, f func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal(what)
+			}
+		}
+	}
+	for n := range 2 {
+		commit(8)
+		until("a segment is not written", func() bool { return c.Waiting() == n+1 })
+	}
+	size := int64(recordSize(8))
+	end := log.End()
+	for range 30 {
+		commit(8)
+	}
+	until("they are not queued", func() bool { return c.pending.Load() == 30*size })
+	if log.End() != end {
+		t.Fatal("a third segment was written")
+	}
+	commit(gather)
+	until("a long one waits for others", func() bool { return c.Waiting() == 33 })
+	if got, want := log.End()-end, LSN(roundUp(HeaderSize+30*int(size)+recordSize(gather))); got != want {
+		t.Errorf("the queue took %d bytes of log, %d as one segment", got, want)
+	}
+}
+
 // TestCommitterClose: what is queued is refused, what waits is unknown, or
 // goes on waiting where the caller says so.
 func TestCommitterClose(t *testing.T) {
@@ -309,8 +358,8 @@ func TestCommitterClose(t *testing.T) {
 	sink := newFakeSink(log, 5)
 	sink.stuck.Store(true)
 	c := openCommitter(t, log, sink, 0)
-	results := make(chan error, 3)
-	for g := range 3 {
+	results := make(chan error, 2)
+	for g := range 2 {
 		go func() {
 			r := NewRequest()
 			r.Add(int64(g), []byte("x"))
@@ -318,7 +367,7 @@ func TestCommitterClose(t *testing.T) {
 			results <- err
 		}()
 	}
-	for deadline := time.Now().Add(10 * time.Second); c.Waiting() < 3; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); c.Waiting() < 2; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("they are not written")
 		}
@@ -329,12 +378,12 @@ func TestCommitterClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close(refuse, nil)
-	if c.Waiting() != 3 {
+	if c.Waiting() != 2 {
 		t.Error("they do not wait any more")
 	}
 	c.Close(refuse, cause)
 	c.Release()
-	for range 3 {
+	for range 2 {
 		if err := <-results; !errors.Is(err, ErrOutcomeUnknown) || !errors.Is(err, cause) {
 			t.Error(err)
 		}

@@ -59,7 +59,7 @@ func logOnDAX(t *testing.T, path string, rng *rand.Rand) {
 		}
 		l := NewLog(r, off, size, base)
 		l.SetEpoch(testEpoch)
-		scan, err := ScanFrom(l.Ring(), testHistory(base), from, fromChain, end)
+		scan, err := ScanFrom(l.Ring(), testHistory(base), testEpoch.Node, from, fromChain, end, nil)
 		if err != nil || scan.End != end || scan.Chain != chain || scan.Segments != segments || scan.Damage != nil {
 			t.Fatalf("round %d: log from %d to %d with %d segments: %+v, %v", round, from, end, segments, scan, err)
 		}

@@ -37,6 +37,12 @@ type Entry struct {
 // both nodes.
 func (e Entry) BothIn() bool { return e.PeerIn && !e.Async }
 
+// Binds reports whether what a segment under the entry says of acknowledged log
+// is a promise of this node: it was required then, or it acknowledged itself.
+// Of a peer that went on alone, or did not wait, it says nothing about what is
+// durable here.
+func (e Entry) Binds(node uint64) bool { return e.BothIn() || e.Epoch.Node == node }
+
 // History is the epoch history, oldest first, with strictly growing starts.
 type History []Entry
 

@@ -97,7 +97,7 @@ func FuzzScanFrom(f *testing.F) {
 			return // an LSN that no log reaches
 		}
 		ring := Ring{Bytes: b}
-		scan, err := ScanFrom(ring, testHistory(0), start, 0, LSN(acked))
+		scan, err := ScanFrom(ring, testHistory(0), testEpoch.Node, start, 0, LSN(acked), nil)
 		if err != nil && !IsNewer(err) {
 			t.Fatal(err)
 		}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"sync/atomic"
 
-	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
@@ -24,6 +23,7 @@ type Log struct {
 	chain uint32
 	epoch Epoch
 	w     writer
+	sums  pieceSums
 }
 
 // NewLog is the log in the size bytes of mem at off, with LSN base at the
@@ -31,7 +31,8 @@ type Log struct {
 func NewLog(mem pmem.Memory, off, size int64, base LSN) *Log {
 	l := &Log{mem: mem, off: off}
 	l.ring = Ring{Bytes: mem.Bytes()[off : off+size : off+size], Base: base}
-	l.w.mem = mem
+	l.sums = newPieceSums(size)
+	l.w.mem, l.w.cache = mem, &l.sums
 	return l
 }
 
@@ -50,6 +51,11 @@ func (l *Log) Epoch() Epoch { return l.epoch }
 // Reset makes end the place of the next segment, behind a header with
 // checksum chain.
 func (l *Log) Reset(end LSN, chain uint32) {
+	l.sums.forget()
+	l.advance(end, chain)
+}
+
+func (l *Log) advance(end LSN, chain uint32) {
 	l.chain = chain
 	l.end.Store(uint64(end))
 }
@@ -60,6 +66,10 @@ func (l *Log) Rebase(base LSN) { l.ring.Base = base }
 // SetEpoch sets the epoch of the segments to come. The history must hold it
 // durably, from End on.
 func (l *Log) SetEpoch(e Epoch) { l.epoch = e }
+
+// PieceSum is the checksum that Append took of a long segment's piece at lsn,
+// the segment's header excluded. Without it, the piece has to be read.
+func (l *Log) PieceSum(lsn LSN) (crc uint32, ok bool) { return l.sums.get(lsn) }
 
 // MaxTransaction is how many bytes of records, headers included, a segment
 // takes.
@@ -87,20 +97,19 @@ func (l *Log) Append(reqs []*Request, size int, acked LSN) (end LSN, err error) 
 	}
 	h := Header{LSN: lsn, Epoch: l.epoch, Acked: acked, Length: uint32(n), Count: uint32(len(reqs)), Prev: l.chain}
 	w := &l.w
-	w.start(l.off + int64(l.ring.pos(lsn)))
+	w.start(l.off+int64(l.ring.pos(lsn)), lsn)
 	for _, r := range reqs {
 		for i := range r.writes {
 			w.record(&r.writes[i], i == len(r.writes)-1)
 		}
 	}
 	w.zero(n - HeaderSize - size)
-	h.BodyCRC = w.crc
+	h.BodyCRC = w.total()
 	w.finish(&h)
 	if err := l.mem.Fence(); err != nil {
 		return 0, fmt.Errorf("journal: segment at LSN %d: %w", lsn, err)
 	}
-	l.chain = h.CRC
-	l.end.Store(uint64(h.End()))
+	l.advance(h.End(), h.CRC)
 	return h.End(), nil
 }
 
@@ -122,8 +131,13 @@ func (l *Log) placePad(h *Header) {
 }
 
 // Place copies p, a piece of a segment that the peer wrote, to lsn in the
-// ring: scratch until Accept.
-func (l *Log) Place(lsn LSN, p []byte) { l.mem.Copy(l.off+int64(l.ring.pos(lsn)), p) }
+// ring: scratch until Fence. It goes through the cache, as its checksum is
+// taken there next.
+func (l *Log) Place(lsn LSN, p []byte) {
+	off := l.off + int64(l.ring.pos(lsn))
+	l.mem.Write(off, p)
+	l.mem.Flush(off, int64(len(p)))
+}
 
 // Window is the ring's memory for n bytes from lsn on, to receive into. What
 // arrived there needs a Flush.
@@ -143,6 +157,22 @@ func (l *Log) PlacePad(h Header) { chain := l.chain; l.placePad(&h); l.chain = c
 func (l *Log) Fence(end LSN, chain uint32) error {
 	if err := l.mem.Fence(); err != nil {
 		return fmt.Errorf("journal: received log up to LSN %d: %w", end, err)
+	}
+	l.advance(end, chain)
+	return nil
+}
+
+// Extend moves End over the valid segments that follow, and makes them durable.
+func (l *Log) Extend(history History) error {
+	s := NewScanner(l.ring, history, l.End(), l.chain)
+	for h := new(Header); ; {
+		if _, err := s.Next(h); err != nil {
+			break
+		}
+	}
+	end, chain := s.Position()
+	if err := l.Trust(l.End(), end); err != nil {
+		return err
 	}
 	l.Reset(end, chain)
 	return nil
@@ -164,111 +194,4 @@ func (l *Log) Trust(from, to LSN) error {
 		l.Flush(from, int(h.WireLength()))
 	}
 	return l.mem.Fence()
-}
-
-// writer assembles a segment: small pieces in a buffer, so that a line is
-// flushed once, large ones straight from the caller's memory. Its first
-// HeaderSize bytes are the header's, written last.
-type writer struct {
-	mem  pmem.Memory
-	head int64 // region offset of the segment
-	pos  int64 // region offset of buf[0], on a line
-	n    int   // bytes in buf
-	crc  uint32
-	buf  [8 << 10]byte
-}
-
-// direct is the size from which bytes go straight to the ring; chunk is how
-// much is checksummed and then copied while it is in the cache.
-const (
-	direct = 4 << 10
-	chunk  = 64 << 10
-)
-
-func (w *writer) start(pos int64) {
-	w.head, w.pos, w.n, w.crc = pos, pos, HeaderSize, 0
-}
-
-func (w *writer) record(wr *Write, last bool) {
-	if w.n+RecordHeaderSize > len(w.buf) {
-		w.spill()
-	}
-	b := w.buf[w.n:]
-	putRecordHeader(b, wr, last)
-	w.crc = crc32c.Update(w.crc, b[:RecordHeaderSize])
-	w.n += RecordHeaderSize
-	w.write(wr.Data)
-	w.zero(-len(wr.Data) & (recordAlign - 1))
-}
-
-func (w *writer) write(p []byte) {
-	if len(p) < direct {
-		w.crc = crc32c.Update(w.crc, p)
-		w.stage(p)
-		return
-	}
-	if k := -w.n & (pmem.LineSize - 1); k != 0 {
-		w.crc = crc32c.Update(w.crc, p[:k])
-		w.stage(p[:k])
-		p = p[k:]
-	}
-	w.spill()
-	for len(p) >= pmem.LineSize {
-		k := min(len(p)&^(pmem.LineSize-1), chunk)
-		w.crc = crc32c.Update(w.crc, p[:k])
-		w.mem.Copy(w.pos, p[:k])
-		w.pos += int64(k)
-		p = p[k:]
-	}
-	w.crc = crc32c.Update(w.crc, p)
-	w.stage(p)
-}
-
-var zeros [pmem.LineSize]byte
-
-// zero appends n < 64 zero bytes.
-func (w *writer) zero(n int) {
-	if n != 0 {
-		w.crc = crc32c.Update(w.crc, zeros[:n])
-		w.stage(zeros[:n])
-	}
-}
-
-func (w *writer) stage(p []byte) {
-	for {
-		k := copy(w.buf[w.n:], p)
-		w.n += k
-		p = p[k:]
-		if len(p) == 0 {
-			return
-		}
-		w.spill()
-	}
-}
-
-// spill copies the whole lines in buf to the ring; a part of a line stays.
-func (w *writer) spill() {
-	lines := w.n &^ (pmem.LineSize - 1)
-	from := 0
-	if w.pos == w.head {
-		from = min(HeaderSize, lines)
-	}
-	if lines > from {
-		w.mem.Copy(w.pos+int64(from), w.buf[from:lines])
-	}
-	w.n = copy(w.buf[:], w.buf[lines:w.n])
-	w.pos += int64(lines)
-}
-
-// finish writes the rest and the header. The segment's length is in whole
-// lines, so nothing stays behind.
-func (w *writer) finish(h *Header) {
-	if w.pos == w.head {
-		h.encode(w.buf[:])
-		w.mem.Copy(w.head, w.buf[:w.n])
-		return
-	}
-	w.mem.Copy(w.pos, w.buf[:w.n])
-	h.encode(w.buf[:])
-	w.mem.Copy(w.head, w.buf[:HeaderSize])
 }

@@ -49,21 +49,29 @@ func (r Ring) Segment(lsn LSN, h *Header) (body []byte, err error) {
 	if err := r.Header(lsn, h); err != nil {
 		return nil, err
 	}
-	p := r.pos(lsn)
-	body = r.Bytes[p+HeaderSize : p+int(h.Length)]
 	if h.Pad {
 		return nil, nil
 	}
+	body = r.body(h)
 	if err := CheckBody(h, body); err != nil {
 		return nil, err
 	}
 	return body, nil
 }
 
+// body is the body of the data segment with header h.
+func (r Ring) body(h *Header) []byte {
+	p := r.pos(h.LSN)
+	return r.Bytes[p+HeaderSize : p+int(h.Length)]
+}
+
 // CheckBody verifies the body of the data segment with header h.
-func CheckBody(h *Header, body []byte) error {
-	if crc32c.Sum(body) != h.BodyCRC {
-		return &FormatError{Kind: BadCRC, LSN: h.LSN, Detail: fmt.Sprintf("body of %d bytes", len(body))}
+func CheckBody(h *Header, body []byte) error { return CheckSum(h, crc32c.Sum(body)) }
+
+// CheckSum is CheckBody where the body's checksum is known.
+func CheckSum(h *Header, crc uint32) error {
+	if crc != h.BodyCRC {
+		return &FormatError{Kind: BadCRC, LSN: h.LSN, Detail: fmt.Sprintf("body of %d bytes", h.Length-HeaderSize)}
 	}
 	return nil
 }
@@ -90,12 +98,13 @@ type Scanner struct {
 	next    LSN
 	chain   uint32
 	until   LSN
+	sum     func(body []byte) uint32
 }
 
 // NewScanner starts at from, behind a segment whose header had checksum chain
 // (0 at the start of a log). It ends one lap further.
 func NewScanner(ring Ring, history History, from LSN, chain uint32) *Scanner {
-	return &Scanner{ring: ring, history: history, next: from, chain: chain, until: from + LSN(len(ring.Bytes))}
+	return &Scanner{ring: ring, history: history, next: from, chain: chain, until: from + LSN(len(ring.Bytes)), sum: crc32c.Sum}
 }
 
 // Position is the LSN of the next segment and the checksum that it must be
@@ -108,9 +117,14 @@ func (s *Scanner) Next(h *Header) (body []byte, err error) {
 	if s.next >= s.until {
 		return nil, &FormatError{Kind: NoSegment, LSN: s.next, Detail: "the ring is full"}
 	}
-	body, err = s.ring.Segment(s.next, h)
-	if err != nil {
+	if err := s.ring.Header(s.next, h); err != nil {
 		return nil, err
+	}
+	if !h.Pad {
+		body = s.ring.body(h)
+		if err := CheckSum(h, s.sum(body)); err != nil {
+			return nil, err
+		}
 	}
 	if h.End() > s.until {
 		return nil, &FormatError{Kind: BadField, LSN: s.next, Detail: "overlaps the start of the scan"}
@@ -137,21 +151,63 @@ type Scan struct {
 	Damage       *DamageError // End lies below Acked
 }
 
-// ScanFrom scans ring from a checkpoint. acked is what is known to be
-// acknowledged from elsewhere. It never writes. A segment of a newer format
-// where the log should go on is an error: this program cannot tell where the
-// log ends.
+// ScanFrom scans the ring of a node from a checkpoint. acked is what is known
+// from elsewhere to be acknowledged, and was durable here. It never writes. A
+// segment of a newer format where the log should go on is an error: this
+// program cannot tell where the log ends. sum, where not nil, takes the CRC32C of
+// the bodies, in the order of the log: whoever wants more of them on the way.
 //
 // The first invalid segment is a torn tail, unless something proves that the
-// log went on: acked, or a hint in a valid segment before or behind it.
-func ScanFrom(ring Ring, history History, from LSN, chain uint32, acked LSN) (Scan, error) {
+// log went on, durably: acked, or a hint behind it in a segment whose entry
+// binds this node. The hints of a peer that was alone prove nothing: a node
+// that is sent such log makes it durable in any order until its next fence, so
+// a power failure may leave a gap with whole segments behind it, in log that
+// nobody ever heard from here about. Log of the peer's that was durable here
+// and that this node answers for is below acked: see replicate.State. Where the
+// log is damaged, what this node was sent or wrote alone counts as acknowledged
+// up to the last segment.
+func ScanFrom(ring Ring, history History, node uint64, from LSN, chain uint32, acked LSN, sum func(body []byte) uint32) (Scan, error) {
 	s := NewScanner(ring, history, from, chain)
+	if sum != nil {
+		s.sum = sum
+	}
 	res := Scan{From: from, Acked: acked}
+	if err := res.walk(s, s.until); err != nil {
+		return res, err
+	}
+	acked, last := beyond(ring, history, node, res.End, s.until)
+	if res.Acked = max(res.Acked, acked); res.Acked > res.End {
+		// What came from the peer was acknowledged to it, and the last
+		// segment has no hint behind it that says so.
+		res.Acked = max(res.Acked, last)
+	}
+	res.judge()
+	return res, nil
+}
+
+// ScanTo is ScanFrom where the log is known to end at end, as a clean close
+// says. What lies behind is not looked at.
+func ScanTo(ring Ring, history History, from LSN, chain uint32, acked, end LSN, sum func(body []byte) uint32) (Scan, error) {
+	s := NewScanner(ring, history, from, chain)
+	if sum != nil {
+		s.sum = sum
+	}
+	res := Scan{From: from, Acked: acked}
+	if err := res.walk(s, end); err != nil {
+		return res, err
+	}
+	if res.Stop == nil {
+		res.Stop = &FormatError{Kind: NoSegment, LSN: res.End, Detail: "the log was closed here"}
+	}
+	res.judge()
+	return res, nil
+}
+
+// walk takes in the segments of s below end.
+func (res *Scan) walk(s *Scanner, end LSN) error {
 	var h Header
-	for {
-		_, err := s.Next(&h)
-		if err != nil {
-			res.Stop = err
+	for s.next < end || end == s.until {
+		if _, res.Stop = s.Next(&h); res.Stop != nil {
 			break
 		}
 		res.Acked = max(res.Acked, min(h.Acked, h.LSN))
@@ -160,27 +216,32 @@ func ScanFrom(ring Ring, history History, from LSN, chain uint32, acked LSN) (Sc
 	}
 	res.End, res.Chain = s.Position()
 	if IsNewer(res.Stop) {
-		return res, res.Stop
+		return res.Stop
 	}
-	if a := hintBeyond(ring, history, res.End, s.until); a > res.End {
-		res.Acked = max(res.Acked, a)
-	}
+	return nil
+}
+
+func (res *Scan) judge() {
 	if res.Acked > res.End {
 		res.Damage = &DamageError{At: res.End, Acked: res.Acked, Why: res.Stop}
 	}
-	return res, nil
 }
 
-// hintBeyond is the highest acknowledged-up-to hint of valid segments of this
-// lap behind the one at end.
-func hintBeyond(ring Ring, history History, end, until LSN) (acked LSN) {
+// beyond is the highest acknowledged-up-to hint that binds the node, of valid
+// segments of this lap behind the one at end, and where the last of them ends
+// that this node was sent, or wrote alone. What it wrote for both proves nothing
+// by itself: its peer may never have had it.
+func beyond(ring Ring, history History, node uint64, end, until LSN) (acked, last LSN) {
 	var h Header
 	for from := end + Align; ; from = h.End() {
 		if _, ok := ring.Find(history, from, until, &h); !ok {
-			return acked
+			return acked, last
 		}
-		if h.Acked <= h.LSN {
+		if e, _ := history.At(h.LSN); e.Binds(node) && h.Acked <= h.LSN {
 			acked = max(acked, h.Acked)
+			if h.Epoch.Node != node || !e.BothIn() {
+				last = h.End()
+			}
 		}
 	}
 }

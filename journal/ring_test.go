@@ -2,10 +2,13 @@ package journal
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 )
 
 // ringModel is a log with what was appended to it.
@@ -109,7 +112,7 @@ func TestScanFindsWhatWasAppended(t *testing.T) {
 		if _, err := s.Next(&h); err == nil {
 			t.Fatalf("a segment behind the log's end: %+v", h)
 		}
-		scan, err := ScanFrom(m.log.Ring(), testHistory(m.log.Ring().Base), from, chain, 0)
+		scan, err := ScanFrom(m.log.Ring(), testHistory(m.log.Ring().Base), testEpoch.Node, from, chain, 0, nil)
 		if err != nil || scan.End != m.log.End() || scan.Chain != m.log.Chain() || scan.Damage != nil {
 			t.Fatalf("%+v, %v", scan, err)
 		}
@@ -133,9 +136,14 @@ func TestScanTellsDamageFromTornTail(t *testing.T) {
 		if rapid.Bool().Draw(t, "elsewhere") {
 			known = min(m.acked, broken.start)
 		}
+		node, history := testEpoch.Node, testHistory(ring.Base)
+		history[0].PeerIn = rapid.Bool().Draw(t, "for both")
+		if history[0].PeerIn && rapid.Bool().Draw(t, "sent") {
+			node++ // the log came from its peer
+		}
 		at := ring.pos(broken.start) + rapid.IntRange(0, int(broken.end-broken.start)-1).Draw(t, "byte")
 		ring.Bytes[at] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
-		scan, err := ScanFrom(ring, testHistory(ring.Base), from, chain, known)
+		scan, err := ScanFrom(ring, history, node, from, chain, known, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -157,8 +165,15 @@ func TestScanTellsDamageFromTornTail(t *testing.T) {
 		if scan.Damage != nil && (scan.Damage.At != end || scan.Damage.Acked <= end || !errors.As(scan.Damage, new(*FormatError))) {
 			t.Fatalf("%+v", scan.Damage)
 		}
+		own := history[0].PeerIn && node == testEpoch.Node
+		if last := live[len(live)-1]; scan.Damage != nil && k < len(live)-1 && !own && scan.Damage.Acked < last.end {
+			t.Fatalf("damaged up to %d, the log was valid up to %d behind it", scan.Damage.Acked, last.end)
+		}
+		if proven := max(proven, paddingHint(ring, live, from)); scan.Damage != nil && own && scan.Damage.Acked != proven {
+			t.Fatalf("damaged up to %d, acknowledged up to %d", scan.Damage.Acked, proven)
+		}
 		before := bytes.Clone(ring.Bytes)
-		if again, _ := ScanFrom(ring, testHistory(ring.Base), from, chain, known); again.End != end || !bytes.Equal(before, ring.Bytes) {
+		if again, _ := ScanFrom(ring, history, node, from, chain, known, nil); again.End != end || !bytes.Equal(before, ring.Bytes) {
 			t.Fatal("a second scan differs, or scanning stores")
 		}
 	})
@@ -197,17 +212,92 @@ func TestScanOfDroppedTail(t *testing.T) {
 		h := testHistory(l.Ring().Base).Append(Entry{Epoch: next, Start: cut.end})
 		m.segs = m.segs[:m.ckpt+k+1]
 		m.acked = min(m.acked, cut.end)
-		scan, err := ScanFrom(l.Ring(), h, from, chain, 0)
+		scan, err := ScanFrom(l.Ring(), h, testEpoch.Node, from, chain, 0, nil)
 		if err != nil || scan.End != cut.end || scan.Damage != nil {
 			t.Fatalf("behind the cut at %d: %+v, %v", cut.end, scan, err)
 		}
 		m.grow(t, rapid.IntRange(1, 4).Draw(t, "more"))
 		from, chain = m.from()
-		scan, err = ScanFrom(l.Ring(), h, from, chain, 0)
+		scan, err = ScanFrom(l.Ring(), h, testEpoch.Node, from, chain, 0, nil)
 		if err != nil || scan.End != l.End() || scan.Damage != nil {
 			t.Fatalf("log up to %d: %+v, %v", l.End(), scan, err)
 		}
 	})
+}
+
+// TestGapInThePeersLog: whole segments behind a gap say that it was
+// acknowledged. That is damage on a node that it was acknowledged with, or by;
+// not on one that was sent what its peer had written alone.
+func TestGapInThePeersLog(t *testing.T) {
+	const me, peer = 5, 6
+	for _, c := range []struct {
+		entry  Entry
+		damage bool
+	}{
+		{Entry{Epoch: Epoch{3, peer}}, false},
+		{Entry{Epoch: Epoch{3, peer}, PeerIn: true, Async: true}, false},
+		{Entry{Epoch: Epoch{3, peer}, Async: true}, false},
+		{Entry{Epoch: Epoch{3, peer}, PeerIn: true}, true},
+		{Entry{Epoch: Epoch{3, me}}, true},
+		{Entry{Epoch: Epoch{3, me}, PeerIn: true, Async: true}, true},
+		{Entry{Epoch: Epoch{3, me}, PeerIn: true}, true},
+	} {
+		l := newTestLog(t, 64*Align, 0)
+		l.SetEpoch(c.entry.Epoch)
+		for range 5 {
+			if _, err := appendTo(l, l.End(), []Write{{0, make([]byte, 100)}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n := l.End() / 5
+		l.Ring().Bytes[n+HeaderSize] ^= 1 // in the second
+		scan := func(h History, acked LSN) Scan {
+			scan, err := ScanFrom(l.Ring(), h, me, 0, 0, acked, nil)
+			if err != nil || scan.End != n {
+				t.Fatalf("%+v: %+v, %v", c.entry, scan, err)
+			}
+			return scan
+		}
+		if s := scan(History{c.entry}, 0); (s.Damage != nil) != c.damage {
+			t.Errorf("%+v: damage %v", c.entry, s.Damage)
+		}
+		if s := scan(History{c.entry}, n+Align); s.Damage == nil {
+			t.Errorf("%+v: what was noted as acknowledged is missing, and that is no damage", c.entry)
+		}
+	}
+}
+
+// TestScanTo: below the end that a clean close noted, a segment that does not
+// read is damage where it is known to be acknowledged, else the log's end; what
+// lies behind the noted end, whole as it may be, is not looked at.
+func TestScanTo(t *testing.T) {
+	l := newTestLog(t, 64*Align, 0)
+	var ends []LSN
+	for range 5 {
+		end, err := appendTo(l, l.End(), []Write{{0, make([]byte, 100)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, end)
+	}
+	scan := func(acked, end LSN) (Scan, error) { return ScanTo(l.Ring(), testHistory(0), 0, 0, acked, end, nil) }
+	if s, err := scan(ends[1], ends[3]); err != nil || s.End != ends[3] || s.Segments != 4 || s.Damage != nil || s.Stop == nil {
+		t.Fatalf("up to the fourth of five: %+v, %v", s, err)
+	}
+	third := l.Ring().Bytes[ends[1]:]
+	third[HeaderSize] ^= 1
+	if s, err := scan(ends[1], ends[4]); err != nil || s.End != ends[1] || s.Segments != 2 || s.Damage != nil {
+		t.Errorf("a flip above what is known to be acknowledged: %+v, %v", s, err)
+	}
+	if s, err := scan(ends[2], ends[4]); err != nil || s.End != ends[1] || s.Damage == nil {
+		t.Errorf("a flip below: %+v, %v", s, err)
+	}
+	third[HeaderSize] ^= 1
+	third[4]++
+	binary.LittleEndian.PutUint32(third[headerCRCOff:], crc32c.Sum(third[:headerCRCOff]))
+	if _, err := scan(0, ends[4]); !IsNewer(err) {
+		t.Errorf("a segment of a newer format: %v", err)
+	}
 }
 
 // TestScanFullRing: a ring that is full to the last byte.
@@ -219,11 +309,11 @@ func TestScanFullRing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	scan, err := ScanFrom(l.Ring(), testHistory(0), 0, 0, size)
+	scan, err := ScanFrom(l.Ring(), testHistory(0), testEpoch.Node, 0, 0, size, nil)
 	if err != nil || scan.End != size || scan.Segments != 32 || scan.Transactions != 32 || scan.Damage != nil {
 		t.Fatalf("%+v, %v", scan, err)
 	}
-	if scan, _ := ScanFrom(l.Ring(), testHistory(0), 0, 0, size+Align); scan.Damage == nil {
+	if scan, _ := ScanFrom(l.Ring(), testHistory(0), testEpoch.Node, 0, 0, size+Align, nil); scan.Damage == nil {
 		t.Error("more was acknowledged than the ring holds, and that is no damage")
 	}
 }

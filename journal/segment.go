@@ -25,7 +25,7 @@
 // All integers are little-endian. A record is {offset u64, length u32, flags
 // u32} and length bytes, padded with zeros to 8; flag bit 0 marks the last
 // record of a transaction. A padding segment fills the ring up to its end: only
-// its header is written by commit and sent on the wire, the rest is zeros.
+// its header is sent on the wire, the rest is zeros.
 //
 // The header has a checksum of its own so that a receiver can judge it before
 // it places anything. Version and magic are compared apart: a newer version is
@@ -152,11 +152,17 @@ type Record struct {
 }
 
 // Records steps through the records of a segment's body without allocating.
-type Records struct{ rest []byte }
+type Records struct {
+	rest []byte
+	size int
+}
 
 // NewRecords reads the records in body, the bytes behind a data segment's
 // header.
-func NewRecords(body []byte) Records { return Records{body} }
+func NewRecords(body []byte) Records { return Records{body, len(body)} }
+
+// Position is where the next record starts in the body.
+func (r *Records) Position() int { return r.size - len(r.rest) }
 
 // Next is the next record. ok is false at the end, where err says whether the
 // body was well formed.

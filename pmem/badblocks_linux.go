@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,9 @@ type Range struct{ Offset, Length int64 }
 
 // sector is the unit of sysfs's lists of bad blocks.
 const sector = 512
+
+// maxSector is beyond any device that can be mapped.
+const maxSector = math.MaxInt64 / sector
 
 // BadBlocks are the ranges of a region's file or devdax device that the kernel
 // knows to be unreadable, in ascending order. They say which accesses will
@@ -114,7 +118,7 @@ func readBadBlocks(name string) (list []Range, ok bool, err error) {
 		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 			continue
 		}
-		if _, err := fmt.Sscan(lines.Text(), &first, &count); err != nil || first < 0 || count <= 0 {
+		if _, err := fmt.Sscan(lines.Text(), &first, &count); err != nil || first < 0 || count <= 0 || count > maxSector || first > maxSector-count {
 			return nil, false, fmt.Errorf("pmem: %s has the line %q, not a sector and a count", name, lines.Text())
 		}
 		list = append(list, Range{first * sector, count * sector})

@@ -46,7 +46,7 @@ func (e *InUseError) Error() string {
 	if e.PID != 0 {
 		who = fmt.Sprintf("process %d", e.PID)
 	}
-	return fmt.Sprintf("pmem: %s is in use by %s: ask that one, or stop it first; it can be inspected read-only meanwhile", e.Path, who)
+	return fmt.Sprintf("pmem: %s is in use by %s: ask that one, or stop it first; nvmmirrord info can look at it meanwhile", e.Path, who)
 }
 
 // Is matches [ErrInUse].

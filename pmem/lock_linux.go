@@ -33,6 +33,15 @@ func lock(f *os.File, path string) error {
 	return fmt.Errorf("pmem: lock %s: %w: the filesystem must support flock and fcntl locks", path, err)
 }
 
+// release gives both locks back and closes f. Closing alone would do only once
+// no process has f open: a child between fork and exec does.
+func release(f *os.File) error {
+	lk := wholeFile(unix.F_UNLCK)
+	retry(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk) })
+	retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_UN) })
+	return f.Close()
+}
+
 // locked says whether an open for storing exists; it takes no lock.
 func locked(f *os.File) bool {
 	lk := wholeFile(unix.F_WRLCK)

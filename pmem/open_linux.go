@@ -26,7 +26,7 @@ func Open(path string, opt Options) (*Region, error) {
 	}
 	r := &Region{path: path, file: f}
 	if err := r.open(opt); err != nil {
-		f.Close()
+		release(f)
 		return nil, err
 	}
 	return r, nil
@@ -123,7 +123,7 @@ func (r *Region) Close() error {
 		}
 		r.temporary = ""
 	}
-	if err := r.file.Close(); err != nil {
+	if err := release(r.file); err != nil {
 		errs = append(errs, fmt.Errorf("pmem: close %s: %w", r.path, err))
 	}
 	r.file = nil

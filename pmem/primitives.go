@@ -46,9 +46,15 @@ const (
 	// cannot preempt a goroutine inside it.
 	maxCall = 64 << 10
 	// ntMin is the length from which non-temporal stores win over cached
-	// stores and a flush.
+	// stores and a flush where lines at the ends are stored in part. Where
+	// there is no such line they always win: nobody fetches what is overwritten.
 	ntMin = 256
 )
+
+// whole reports whether n bytes at off are whole lines, few enough for one call.
+func (pr primitives) whole(off, n int64) bool {
+	return pr.width != ntNone && (off|n)&(LineSize-1) == 0 && 0 < n && n <= maxCall
+}
 
 // copyTo stores src at dst, of the same length, and starts its way to
 // persistence.

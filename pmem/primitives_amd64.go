@@ -18,6 +18,12 @@ func ofEmulated() primitives { return detected }
 // hasFlush says whether the CPU can make a line durable.
 func hasFlush() bool { return detected.flush != flushNone }
 
+// virtual: the bit of CPUID that hypervisors set.
+var virtual = func() bool {
+	_, _, ecx, _ := cpuid(1, 0)
+	return ecx>>31 != 0
+}()
+
 func detect() primitives {
 	var pr primitives
 	const (

@@ -21,6 +21,9 @@ func ofEmulated() primitives { return primitives{} }
 // hasFlush says whether the CPU can make a line durable.
 func hasFlush() bool { return detected.flush != flushNone }
 
+// virtual: nothing tells, so it may be.
+const virtual = true
+
 func detect() primitives {
 	if !cpu.ARM64.HasDCPOP {
 		return primitives{}

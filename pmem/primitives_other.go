@@ -13,6 +13,9 @@ func ofEmulated() primitives { return primitives{} }
 // hasFlush says whether the CPU can make a line durable.
 func hasFlush() bool { return false }
 
+// virtual: nothing tells, so it may be.
+const virtual = true
+
 func detect() primitives { return primitives{} }
 
 // flushLines, copyLines and zeroLines exist for the shape of the other

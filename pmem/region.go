@@ -80,14 +80,20 @@ func (r *Region) Write(off int64, p []byte) {
 func (r *Region) Copy(off int64, p []byte) {
 	n := int64(len(p))
 	r.check(off, n)
-	if n < ntMin && r.paged == nil {
-		// The short way of a small commit: 5 % of its time. The mapping is
+	if r.paged == nil {
+		// The short ways of a small commit: 5 % of its time. The mapping is
 		// page-aligned, so off is aligned as its address is.
-		copy(r.mem[off:off+n], p)
-		if n > 0 && r.prim.flush != flushNone {
-			flushLines(r.prim.flush, unsafe.Pointer(&r.mem[off&^(LineSize-1)]), uintptr(off&(LineSize-1)+n+LineSize-1)/LineSize)
+		if r.prim.whole(off, n) {
+			copyLines(r.prim.width, unsafe.Pointer(&r.mem[off]), unsafe.Pointer(&p[0]), uintptr(n))
+			return
 		}
-		return
+		if n < ntMin {
+			copy(r.mem[off:off+n], p)
+			if n > 0 && r.prim.flush != flushNone {
+				flushLines(r.prim.flush, unsafe.Pointer(&r.mem[off&^(LineSize-1)]), uintptr(off&(LineSize-1)+n+LineSize-1)/LineSize)
+			}
+			return
+		}
 	}
 	r.prim.copyTo(r.mem[off:off+n], p)
 	if r.paged != nil {

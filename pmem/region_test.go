@@ -472,3 +472,32 @@ func TestFillHoles(t *testing.T) {
 		t.Errorf("%d blocks allocated", b)
 	}
 }
+
+// A process that starts another one has, between fork and exec, its regions'
+// files open twice: what is closed meanwhile can be opened again all the same.
+func TestCloseReleasesLocks(t *testing.T) {
+	path := filepath.Join(tmpfsDir(t), "region")
+	r, err := Create(path, pageSize, Options{Accept: Emulated})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		child, err := unix.Dup(int(r.file.Fd()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(child)
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if r, err = Open(path, Options{Accept: Emulated}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

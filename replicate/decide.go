@@ -313,9 +313,14 @@ func decidePrefix(a, b Side, common journal.LSN, newer bool) Verdict {
 func decideFork(a, b Side, f fork) Verdict {
 	dropA, dropB := expendable(a, f.common), expendable(b, f.common)
 	if dropA && dropB {
-		// Nobody acknowledged anything: the later epoch goes on.
-		x, y := a.History.Last().Epoch.Counter, b.History.Last().Epoch.Counter
-		dropA, dropB = x < y, y < x
+		// Nobody acknowledged anything: the later epoch goes on; of two that
+		// began beside each other, that of the higher node.
+		x, y := a.History.Last().Epoch, b.History.Last().Epoch
+		if x.Counter == y.Counter {
+			dropA, dropB = x.Node < y.Node, y.Node < x.Node
+		} else {
+			dropA, dropB = x.Counter < y.Counter, y.Counter < x.Counter
+		}
 	}
 	if dropA == dropB || !f.newerA && !f.newerB {
 		return Verdict{Rule: RuleSplitBrain, From: f.common, Why: fmt.Sprintf(

@@ -284,6 +284,9 @@ func TestDecideTable(t *testing.T) {
 		{"failed over before anything was written", side(nodeA, Primary, 0, begun), side(nodeB, Primary, 0, epoch(2, nodeB, 0, alone))},
 		{"failed over before anything was acknowledged", with(side(nodeA, Primary, 192, begun), unacked(0)), side(nodeB, Primary, 320, epoch(2, nodeB, 0, alone))},
 		{"nothing in common but the beginning, both acknowledged", side(nodeA, Primary, 192, begun), side(nodeB, Primary, 320, epoch(2, nodeB, 0, alone))},
+		{"promoted and demoted while a join of the other had begun an epoch, nothing written", side(nodeA, Primary, 320, begun, epoch(2, nodeA, 320, both)), side(nodeB, Secondary, 320, begun, epoch(2, nodeB, 320, alone))},
+		{"the same, with a tail that nobody acknowledged", with(side(nodeA, Primary, 384, begun, epoch(2, nodeA, 320, both)), unacked(320)), side(nodeB, Secondary, 320, begun, epoch(2, nodeB, 320, alone))},
+		{"the same, and it still serves alone", side(nodeA, Primary, 320, begun, epoch(2, nodeA, 320, both)), side(nodeB, Primary, 320, begun, epoch(2, nodeB, 320, alone))},
 		{"another segment before the common LSN", side(nodeA, Primary, 320, begun), with(side(nodeB, Secondary, 192, begun), func(s *Side) { s.Chain = 2 })},
 	} {
 		v := checkDecision(t, c.a, c.b)

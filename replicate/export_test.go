@@ -10,17 +10,22 @@ import (
 // What a hostile peer in package replicate_test needs of the wire.
 
 const (
-	HeaderSize   = headerSize
-	TypeHello    = uint16(msgHello)
-	TypeChain    = uint16(msgChain)
-	TypeVerdict  = uint16(msgVerdict)
-	TypeFollow   = uint16(msgFollow)
-	TypeFollowed = uint16(msgFollowed)
-	TypeJoin     = uint16(msgJoin)
-	TypeJoined   = uint16(msgJoined)
-	TypeAck      = uint16(msgAck)
-	TypeRequest  = uint16(msgBlockRequest)
-	TypeLast     = uint16(msgBye)
+	HeaderSize    = headerSize
+	TypeHello     = uint16(msgHello)
+	TypeChain     = uint16(msgChain)
+	TypeVerdict   = uint16(msgVerdict)
+	TypeFollow    = uint16(msgFollow)
+	TypeFollowed  = uint16(msgFollowed)
+	TypeJoin      = uint16(msgJoin)
+	TypeJoined    = uint16(msgJoined)
+	TypeAck       = uint16(msgAck)
+	TypeRequest   = uint16(msgBlockRequest)
+	TypeHeartbeat = uint16(msgHeartbeat)
+	TypeResend    = uint16(msgResend)
+	TypeLane      = uint16(msgLane)
+	TypeSpread    = uint16(msgSpread)
+	TypeFrame     = uint16(msgFrame)
+	TypeLast      = uint16(msgSpread)
 )
 
 type (
@@ -64,3 +69,24 @@ func VerdictBody(v Verdict) []byte {
 
 // CommonOf is what both sides of a handshake agree on.
 func CommonOf(a, b Side) journal.LSN { return Common(a, b) }
+
+// NewsStay reports whether a receiver for which nothing is on its way keeps
+// news of its lanes.
+func NewsStay() bool {
+	r := &receiver{s: &session{}}
+	r.s.lanes.news.Store(true)
+	r.collect()
+	return r.s.lanes.news.Load()
+}
+
+// QueuedAfter is how many pieces are queued when a segment of 16 was sent, and
+// sent again n times.
+func QueuedAfter(n int) int {
+	var l lanes
+	h := journal.Header{LSN: 64, Length: 16 * MaxFrame}
+	l.push(&h, true)
+	for range n {
+		l.push(&h, false)
+	}
+	return len(l.queue)
+}

@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -34,8 +35,17 @@ func (p *Pair) follow(s *session, v Verdict) error {
 	p.node.Committer().Release()
 
 	adopt := func(st *State) {
+		history := f.History
+		if st.Blank() || f.Full {
+			// What both had to hold another node held, or this one, which gives
+			// it up: it answers for nothing before it joins (journal.Entry.Binds).
+			history = slices.Clone(history)
+			for i := range history {
+				history[i].PeerIn = false
+			}
+		}
 		st.Lineage = f.Lineage
-		st.History = f.History
+		st.History = history
 		st.Role = Secondary
 		st.Alone = f.Alone
 		st.Lease = time.Duration(f.LeaseNS)
@@ -66,6 +76,8 @@ func (p *Pair) follow(s *session, v Verdict) error {
 	}
 	s.send(message{typ: msgFollowed, a: uint64(log.End())}, nil)
 	p.role.Store(uint32(Secondary))
+	s.lanes.done = log.End()
+	s.lanes.open(laneReceives, s.many)
 	return (&receiver{p: p, s: s, log: log, apply: true, full: f.Full}).run()
 }
 
@@ -106,6 +118,11 @@ func (p *Pair) fetch(s *session, v Verdict) error {
 	p.setPhase(phaseCatchUp, "taking log from the peer")
 	r := &receiver{p: p, s: s, log: p.node.Log(), until: s.peer.End}
 	if err := r.run(); err != nil {
+		return err
+	}
+	// Where a flip made the hole that was filled, this node's own log goes on
+	// behind it, perhaps further than the peer's: acknowledged alone, or async.
+	if err := p.node.Extend(); err != nil {
 		return err
 	}
 	p.log.Info("took the log that the peer holds", zap.Uint64("from", uint64(v.From)), zap.Uint64("to", uint64(s.peer.End)))

@@ -28,12 +28,35 @@ func (p *Pair) side() Side {
 	}
 }
 
+// readFirst reads the first message of a connection that the peer made: a
+// hello, or that it is a lane, which is then served.
+func (s *session) readFirst() (lane bool, err error) {
+	m, body, err := s.readAny()
+	switch {
+	case err != nil:
+		return false, err
+	case m.typ == msgLane:
+		if err = s.p.acceptLane(s, m); err != nil {
+			s.conn.Close()
+			s.p.log.Debug("a connection for long segments was refused", zap.Error(err))
+		}
+		return true, err
+	case m.typ != msgHello:
+		return false, &WireError{fmt.Sprintf("message type %d where %d was due", m.typ, msgHello)}
+	}
+	return false, s.takeHello(body)
+}
+
 // readHello reads the peer's first message.
 func (s *session) readHello() error {
 	_, body, err := s.readMessage(msgHello)
 	if err != nil {
 		return err
 	}
+	return s.takeHello(body)
+}
+
+func (s *session) takeHello(body []byte) error {
 	var h hello
 	if err := unmarshal(msgHello, body, &h); err != nil {
 		return err
@@ -45,12 +68,19 @@ func (s *session) readHello() error {
 		return &WireError{fmt.Sprintf("hello of node %x, session %x, LSN %d", h.Node, h.Session, h.End)}
 	}
 	s.peer, s.nonce = h.Side, h.Session
+	s.many = max(0, min(h.Lanes, s.p.cfg.Lanes, MaxLanes))
 	return nil
 }
 
 // session runs a connection: handshake, then what was decided.
 func (p *Pair) session(s *session) error {
 	err := p.handshake(s)
+	s.lanes.end()
+	var own *OwnCopyError
+	if errors.As(err, &own) {
+		p.noteOwnDamage(own)
+	}
+	p.noteFault(err)
 	var closed *ErrClosedByPeer
 	if errors.As(err, &closed) && closed.Reason == byeAgain {
 		return errAgain
@@ -71,9 +101,12 @@ func (p *Pair) session(s *session) error {
 const byeAgain = "deciding again"
 
 func (p *Pair) handshake(s *session) error {
+	if err := p.node.Failed(); err != nil {
+		return err
+	}
 	mine := p.side()
 	nonce := NewNodeID()
-	s.sendJSON(msgHello, hello{Side: mine, Session: nonce})
+	s.sendJSON(msgHello, hello{Side: mine, Session: nonce, Lanes: p.cfg.Lanes})
 	if s.dialed {
 		if err := s.readHello(); err != nil {
 			return err
@@ -128,7 +161,7 @@ func (p *Pair) handshake(s *session) error {
 		return p.idle(s, mine, v)
 	case Follow:
 		if v.Mine {
-			return p.lead(s, v)
+			return p.lead(s, mine, v)
 		}
 		return p.follow(s, v)
 	case Fetch:
@@ -153,27 +186,45 @@ func (p *Pair) handshake(s *session) error {
 // idle keeps a session on which nothing is shipped. Where both logs are equal
 // the title can move: a former primary offers it, which makes a planned
 // switch-over, and a node that is to be promoted asks for it.
+//
+// Between two blank nodes it is the beginning of the volume that is asked for:
+// one node begins it, in the session in which the other said that it may. What
+// makes that safe without a record: each node has one session at a time, and
+// what it answers and does in it has an order. A node that said yes begins
+// nothing itself without the other's yes, and gets none in this session where
+// the first yes is taken, nor in a later one: the other is then blank no more.
+// Where both ask, the lower node id has it.
 func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 	p.setPhase(phaseConnected, string(v.Rule)+": "+v.Why)
 	theirs := s.peer
-	equal := v.Rule == RuleNoPrimary && mine.End == v.From && theirs.End == v.From && len(mine.History) > 0 &&
-		mine.History.Last() == theirs.History.Last() && !mine.Inconsistent && !theirs.Inconsistent && !mine.Damaged && !theirs.Damaged
-	asked := false
+	level := v.Rule == RuleNoPrimary && mine.End == v.From && theirs.End == v.From && len(mine.History) > 0 && len(theirs.History) > 0 &&
+		!mine.Inconsistent && !theirs.Inconsistent && !mine.Damaged && !theirs.Damaged
+	equal := level && mine.History.Last() == theirs.History.Last()
+	blank := v.Rule == RuleBothBlank
+	asked := false // and not answered yet
 	began := mine.History.Last().Epoch.Node
 	switch {
+	case mine.Title && theirs.Title && mine.End <= v.From && (theirs.End > v.From || later(theirs, mine)):
+		// It was taken by force, here or there. Of two that hold the same log
+		// the later epoch keeps it, else the one that holds more; of two whose
+		// logs forked an operator has to choose.
+		if err := p.setTitle(false); err != nil {
+			return err
+		}
 	case equal && mine.Title && !theirs.Title && began == mine.Node:
 		if err := p.setTitle(false); err != nil {
 			return err
 		}
 		s.sendJSON(msgJoin, join{History: mine.History, Alone: p.node.State().Alone, Title: titleTake})
-	case equal && !mine.Title && !theirs.Title && began != mine.Node && (began == theirs.Node || mine.Node < theirs.Node):
+	case equal && !mine.Title && !theirs.Title && began != mine.Node && (began == theirs.Node || mine.Node < theirs.Node),
+		level && !equal && !mine.Title && !theirs.Title && later(mine, theirs):
 		// It was lost on its way. Both say so in one handshake: nobody has it.
 		if err := p.setTitle(true); err != nil {
 			return err
 		}
 	}
 	for {
-		if equal && p.wantTitle.Swap(false) && !p.node.State().Title {
+		if equal && p.wantTitle.Swap(false) && !p.node.State().Title || blank && !asked && p.claim.Load() != nil {
 			asked = true
 			s.sendJSON(msgJoin, join{History: mine.History, Alone: p.node.State().Alone, Title: titleRelease})
 			if err := s.flush(); err != nil {
@@ -187,18 +238,41 @@ func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 		switch m.typ {
 		case msgHeartbeat, msgAck:
 		case msgJoined:
-			if asked && m.a == 1 {
+			yes := asked && m.a == 1 // a 0 may answer an offer that was sent before
+			switch {
+			case blank:
+				asked = false
+				c := p.claim.Load()
+				if !yes || c == nil || !p.claim.CompareAndSwap(c, nil) {
+					continue // nobody wants it any more
+				}
+				err := c.f()
+				c.done <- err
+				if err != nil {
+					return err
+				}
+				return errAgain
+			case yes:
 				if err := p.setTitle(true); err != nil {
 					return err
 				}
 			}
-			asked = false
 		case msgBye:
 			return &ErrClosedByPeer{string(body)}
 		case msgJoin:
 			var j join
 			if err := unmarshal(msgJoin, body, &j); err != nil {
 				return err
+			}
+			if blank && j.Title == titleRelease {
+				mayBegin := !asked || theirs.Node < mine.Node
+				if mayBegin {
+					asked = false // the answer to it means nothing any more
+				}
+				if err := s.answerJoin(mayBegin); err != nil {
+					return err
+				}
+				continue
 			}
 			if err := p.moveTitle(s, j.Title, equal); err != nil {
 				return err
@@ -209,10 +283,16 @@ func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 	}
 }
 
+// later reports whether a's last epoch is the later one; node ids settle a tie.
+func later(a, b Side) bool {
+	x, y := a.History.Last().Epoch.Counter, b.History.Last().Epoch.Counter
+	return x > y || x == y && a.Node < b.Node
+}
+
 // moveTitle does what the peer of an idle session asks of the title. A 1 in
 // the answer says that it was given up here.
 func (p *Pair) moveTitle(s *session, t title, equal bool) error {
-	var given uint64
+	given := false
 	switch {
 	case !equal:
 		return &WireError{"the title cannot move: the logs are not equal"}
@@ -224,14 +304,30 @@ func (p *Pair) moveTitle(s *session, t title, equal bool) error {
 		if err := p.setTitle(false); err != nil {
 			return err
 		}
-		given = 1
+		given = true
 	}
-	s.send(message{typ: msgJoined, a: given}, nil)
+	return s.answerJoin(given)
+}
+
+// answerJoin answers a msgJoin on an idle session.
+func (s *session) answerJoin(given bool) error {
+	var a uint64
+	if given {
+		a = 1
+	}
+	s.send(message{typ: msgJoined, a: a}, nil)
 	return s.flush()
 }
 
+// setTitle takes the title, where both nodes hold all of the log, or gives it up.
 func (p *Pair) setTitle(on bool) error {
-	if err := p.node.Update(func(st *State) error { st.Title = on; return nil }); err != nil {
+	err := p.node.Update(func(st *State) error {
+		if st.Title = on; on {
+			st.Acked = max(st.Acked, p.node.Log().End())
+		}
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	p.log.Info("title", zap.Bool("here", on))
@@ -240,6 +336,9 @@ func (p *Pair) setTitle(on bool) error {
 
 // readAny waits for one message.
 func (s *session) readAny() (m message, body []byte, err error) {
+	if s.ctx.Err() != nil { // also where there is always something to read
+		return m, nil, context.Cause(s.ctx)
+	}
 	if err := s.fill(headerSize); err != nil {
 		return m, nil, err
 	}

@@ -23,6 +23,11 @@ type Node interface {
 	Committer() *journal.Committer
 	// Checkpoint is the LSN from which recovery would read the log.
 	Checkpoint() journal.LSN
+	// Fail notes that the log could not be made durable: nothing is
+	// acknowledged from here until the region is opened anew. Failed is why
+	// that is so.
+	Fail(err error)
+	Failed() error
 	// Applied is the LSN up to which the data holds the log.
 	Applied() journal.LSN
 	// Damaged reports whether recovery found log missing below what was
@@ -36,6 +41,10 @@ type Node interface {
 	// Truncate drops the log from lsn on: nothing of it was applied. The
 	// history, which makes what is dropped invalid, is durable.
 	Truncate(lsn journal.LSN, chain uint32) error
+
+	// Extend moves the log's end over whole segments that follow, as recovery
+	// does: log behind damage that was brought back.
+	Extend() error
 
 	// ReadBlocks reads the blocks from first on, as many as dst holds, and
 	// what the table says of each. applied is the LSN of what was read. A

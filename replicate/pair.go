@@ -17,8 +17,8 @@
 //   - A new epoch is durable here before the first segment under it is
 //     written, and durable at the peer before the peer takes that segment.
 //   - The title is given up durably by one side before the other takes it.
-//   - required is true whenever the last history entry says that both
-//     acknowledge; it turns false only after an entry without the peer is
+//   - On a primary required is true whenever the last history entry says that
+//     both acknowledge; it turns false only after an entry without the peer is
 //     durable.
 package replicate
 
@@ -33,6 +33,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
@@ -42,10 +43,13 @@ type Config struct {
 	Peer      netip.AddrPort
 	Transport transport.Transport // nil: standalone
 	Timeout   time.Duration       // of the peer
+	Lanes     int                 // connections for long segments, at most; both ends use the smaller number
 	BusyPoll  time.Duration       // before a receiver sleeps
 	Async     bool
 	Alone     bool // on peer loss; else block
 	Log       *zap.Logger
+	// Clock is what leases are counted by: nil: CLOCK_BOOTTIME.
+	Clock func() time.Duration
 	// Diagnose says what the kernel's counters tell about connections that
 	// do not come about, "" for nothing. It may be nil.
 	Diagnose func() string
@@ -67,7 +71,7 @@ type Pair struct {
 	node      Node
 	heartbeat time.Duration
 	lease     time.Duration
-	started   time.Duration // boottime
+	started   time.Duration // by now()
 	counters  Counters
 
 	ctx    context.Context
@@ -79,31 +83,36 @@ type Pair struct {
 	kick   chan struct{} // look at requests now
 
 	// Read by committers and readers.
+	current      atomic.Pointer[session] // that runs, for lanes to find
 	insync       atomic.Pointer[session] // set by join; only the role's holder uses it
 	follower     atomic.Pointer[session] // of async mode: wake it for new log
 	required     atomic.Bool             // acknowledgements need the peer
 	pin          atomic.Uint64           // the ring is kept from here on; max: no one needs it
 	peerAcked    atomic.Uint64           // what the peer has persisted, or says is acknowledged
-	leaseUntil   atomic.Int64            // boottime; of reads on a primary that requires its peer
-	lastAnswer   atomic.Int64            // boottime; of a secondary's last echo
-	sessionEnded atomic.Int64            // boottime; when the last session ended
+	leaseUntil   atomic.Int64            // by now(); of reads on a primary that requires its peer
+	lastAnswer   atomic.Int64            // by now(); of a secondary's last echo
+	sessionEnded atomic.Int64            // by now(); when the last session ended
 	role         atomic.Uint32
 	copied       atomic.Int64 // bytes of a full copy so far
 
 	// Of run, and of the session goroutine that it waits for.
 	ready     chan struct{} // closed once the node serves, or will not as it is
 	readied   sync.Once
-	wantTitle atomic.Bool // a promotion waits for the title
+	wantTitle atomic.Bool          // a promotion waits for the title
+	claim     atomic.Pointer[call] // a promotion of a blank node, for the session to do
 	serving   atomic.Bool
 	fresh     bool          // a primary that has not minted an epoch since it started
 	sessions  int           // so far
-	lost      time.Duration // boottime; when the peer was last heard of
+	unsound   journal.LSN   // log below is not sent: it is damaged here
+	lost      time.Duration // by now(); when the peer was last heard of
+	told      []string      // why it cannot be reached, as logged since then, without figures
 
 	mu      sync.Mutex
 	phase   phase
 	reason  string
 	verdict Verdict
 	wanted  []uint32 // blocks to fetch from the peer
+	asked   []uint32 // those that a session has asked for
 }
 
 type phase uint8
@@ -140,8 +149,12 @@ func New(node Node, cfg Config) *Pair {
 	p := &Pair{
 		cfg: cfg, node: node, log: cfg.Log,
 		offers: make(chan *session), calls: make(chan *call), kick: make(chan struct{}, 1),
-		started: boottime(), lost: boottime(), phase: phaseLost, reason: "not connected yet",
+		phase: phaseLost, reason: "not connected yet",
 	}
+	if p.cfg.Clock == nil {
+		p.cfg.Clock = boottime
+	}
+	p.started, p.lost = p.now(), p.now()
 	if p.log == nil {
 		p.log = zap.NewNop()
 	}

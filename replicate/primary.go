@@ -2,12 +2,14 @@ package replicate
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
 // joinWithin is how far behind a follower may be, in bytes, for the primary to
@@ -16,7 +18,7 @@ const joinWithin = 256 << 10
 
 // lead ships the log to a follower: blocks first where the journal does not
 // reach, then the log, then it joins. It returns when the session ends.
-func (p *Pair) lead(s *session, v Verdict) error {
+func (p *Pair) lead(s *session, mine Side, v Verdict) error {
 	c := &copier{done: true}
 	f, err := p.pinFrom(s, v, c)
 	if err != nil {
@@ -31,7 +33,11 @@ func (p *Pair) lead(s *session, v Verdict) error {
 	if journal.LSN(m.a) != f.From {
 		return &WireError{fmt.Sprintf("follows from LSN %d, told %d", m.a, f.From)}
 	}
+	if mine.Title || f.Full {
+		s.peer.Title = false // it has given it up, durably: see follow
+	}
 	s.copied = c.done
+	s.lanes.open(laneSends, s.many)
 	p.setPhase(phaseCatchUp, "")
 	if !c.done {
 		p.setPhase(phaseResync, v.Why)
@@ -76,7 +82,7 @@ func (p *Pair) pinFrom(s *session, v Verdict, c *copier) (follow, error) {
 		f.Full = true
 		f.From = p.node.Applied()
 		if chain, ok = p.chainAt(f.From); !ok {
-			return f, fmt.Errorf("the journal has no segment at the applied LSN %d", f.From)
+			return f, &OwnCopyError{f.From, errors.New("no segment where the data ends")}
 		}
 		c.start(p.node.Geometry().Size)
 	}
@@ -88,12 +94,14 @@ func (p *Pair) pinFrom(s *session, v Verdict, c *copier) (follow, error) {
 }
 
 // chainAt is the checksum of the segment before lsn: the next one carries it.
-func (p *Pair) chainAt(lsn journal.LSN) (uint32, bool) {
+func (p *Pair) chainAt(lsn journal.LSN) (chain uint32, ok bool) {
+	var err error // a page that cannot be read holds no segment
+	defer pmem.Recover(p.node.Memory(), pmem.Arm(), &err)
 	log := p.node.Log()
 	if lsn == log.End() {
 		return log.Chain(), true
 	}
-	if lsn > log.End() || log.End()-lsn > journal.LSN(log.Ring().Size()) {
+	if lsn > log.End() || log.End()-lsn > journal.LSN(log.Ring().Size()) || lsn < p.unsound {
 		return 0, false
 	}
 	var h journal.Header
@@ -131,7 +139,8 @@ func (p *Pair) shipSome(s *session, c *copier) error {
 		return err
 	}
 	p.pin.Store(uint64(s.acked))
-	if now := boottime(); now-s.beat >= p.heartbeat || s.ctx.Err() != nil || !moved && !taken {
+	now := p.now()
+	if s.beatDue(now) || s.ctx.Err() != nil || !moved && !taken {
 		if err := s.housekeep(now); err != nil {
 			return err
 		}
@@ -139,7 +148,7 @@ func (p *Pair) shipSome(s *session, c *copier) error {
 	if moved || taken {
 		return nil
 	}
-	return s.conn.Wait(len(s.pending) > 0, p.heartbeat/2)
+	return s.conn.Wait(len(s.pending) > 0, s.rest(now))
 }
 
 // takeAnswers takes in what the follower sent.
@@ -166,6 +175,9 @@ func (p *Pair) answer(s *session, m *message, body []byte) error {
 		return p.takeAck(s, m)
 	case msgResend:
 		p.log.Warn("the peer asks for a frame again: its checksum did not match there", zap.Uint64("lsn", m.a))
+		if m.c != 0 {
+			return s.lanes.resend(journal.LSN(m.a), journal.LSN(m.b))
+		}
 		return s.rewind(journal.LSN(m.a))
 	case msgFollowed:
 		s.copied = true
@@ -190,12 +202,15 @@ func (p *Pair) takeAck(s *session, m *message) error {
 	if acked > sent || ckpt > acked {
 		return &WireError{fmt.Sprintf("acknowledges LSN %d, checkpoint %d, with %d sent and %d acknowledged", acked, ckpt, sent, s.acked)}
 	}
+	if acked > s.acked && (acked != s.sent || s.segEnd != 0) && s.within(acked) {
+		return &WireError{fmt.Sprintf("acknowledges LSN %d, inside a segment", acked)}
+	}
 	s.acked = max(s.acked, acked)
 	if ckpt > s.peerCkpt {
 		s.peerCkpt = ckpt
 		s.sendEnd = ckpt + journal.LSN(p.node.Log().Ring().Size())
 	}
-	if m.c != 0 && time.Duration(m.c) <= boottime() {
+	if m.c != 0 && time.Duration(m.c) <= p.now() {
 		p.renewLease(time.Duration(m.c))
 	}
 	return nil
@@ -217,6 +232,19 @@ func (p *Pair) join(s *session) error {
 	}
 
 	st := p.node.State()
+	if p.cfg.Async && s.peer.Title && st.History.Last().PeerIn {
+		// Before an entry that does not require the peer is recorded here, it
+		// must be sure that the peer is not promoted beside it.
+		s.sendJSON(msgJoin, join{History: st.History, Alone: st.Alone, Title: titleRelease})
+		if _, _, err := s.readMessage(msgJoined); err != nil {
+			return err
+		}
+		if err := p.setTitle(true); err != nil {
+			return err
+		}
+		s.peer.Title = false
+		st = p.node.State()
+	}
 	keepTitle := p.cfg.Alone || p.cfg.Async
 	j := join{Alone: p.cfg.Alone}
 	held := st.Title
@@ -255,12 +283,12 @@ func (p *Pair) join(s *session) error {
 	// this, and then waits the lease out: so the lease may begin before the
 	// answer.
 	if held {
-		p.renewLease(boottime())
+		p.renewLease(p.now())
 	}
 	p.required.Store(!p.cfg.Async)
 
 	j.History = st.History
-	asked := boottime()
+	asked := p.now()
 	s.sendJSON(msgJoin, j)
 	if _, _, err := s.readMessage(msgJoined); err != nil {
 		return err
@@ -285,9 +313,11 @@ func (p *Pair) join(s *session) error {
 }
 
 // keep is the session goroutine of a primary in sync: the committers drive
-// the connection, it only sees to it that somebody does.
+// the connection, it only sees to it that somebody does. It looks as often as a
+// heartbeat is due; the answer to one is taken with the next, or by who needs the
+// lease that it renews. Each look costs an idle processor some wake-ups.
 func (p *Pair) keep(s *session) error {
-	t := time.NewTicker(p.heartbeat / 2)
+	t := time.NewTicker(p.heartbeat)
 	defer t.Stop()
 	err := func() error {
 		for {
@@ -295,12 +325,20 @@ func (p *Pair) keep(s *session) error {
 			case <-s.failed:
 				return *s.failure.Load()
 			case <-s.ctx.Done():
-				return s.ctx.Err()
+				return context.Cause(s.ctx)
 			case <-t.C:
 			case <-p.kick:
 			}
+			if err := p.node.Failed(); err != nil {
+				return err // no driver goes on: nobody would see to the connection
+			}
 			s.due.Store(true)
 			p.node.Committer().Tick()
+			next := p.heartbeat // from now: after a late look the next is not too early for a heartbeat
+			if p.repairing() {
+				next /= 20 // nobody else takes the block in
+			}
+			t.Reset(next)
 		}
 	}()
 	// Take the connection back: no committer may touch it after this.
@@ -338,7 +376,7 @@ func (p *Pair) progress(s *session) {
 	p.pin.Store(uint64(s.acked))
 	if err == nil && s.due.Load() {
 		p.sendRepairRequests(s)
-		err = s.housekeep(boottime())
+		err = s.housekeep(p.now())
 	}
 	if err != nil {
 		p.insync.Store(nil)

@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"fmt"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -37,9 +38,9 @@ func (r *receiver) message() error {
 		return r.join(body)
 	}
 	s.r += headerSize
-	var body []byte
+	r.body = slices.Grow(r.body[:0], int(m.length))[:m.length]
+	body := r.body
 	if m.length > 0 {
-		body = make([]byte, m.length)
 		if err := s.readFull(body); err != nil {
 			return err
 		}
@@ -48,6 +49,8 @@ func (r *receiver) message() error {
 		}
 	}
 	switch m.typ {
+	case msgSpread:
+		return r.spread(&m, body)
 	case msgHeartbeat:
 		s.echo = m.a
 		r.hint = journal.LSN(m.b)
@@ -75,9 +78,9 @@ func (r *receiver) frame(m *message) error {
 	lsn, n := journal.LSN(m.a), int(m.length)
 	next := r.segNext
 	if next == 0 {
-		next = r.end
+		next = r.next
 	}
-	if r.skipping && lsn != r.end || lsn < next {
+	if r.skipping && lsn != r.next || lsn < next {
 		return r.skip(n)
 	}
 	r.skipping = false
@@ -95,15 +98,10 @@ func (r *receiver) frame(m *message) error {
 	}
 	r.log.Flush(lsn, n)
 	piece := ring.Raw(lsn, n)
-	var head uint32
-	body := piece
+	sum, whole := pieceSums(piece, r.segNext == 0)
+	body := n
 	if r.segNext == 0 {
-		head, body = crc32c.Sum(piece[:headerSize]), piece[headerSize:]
-	}
-	sum := crc32c.Sum(body)
-	whole := sum
-	if r.segNext == 0 {
-		whole = crc32c.Combine(head, sum, int64(len(body)))
+		body -= headerSize
 	}
 	if whole != m.bodyCRC {
 		return r.askAgain(lsn)
@@ -120,7 +118,7 @@ func (r *receiver) frame(m *message) error {
 		}
 		r.segCRC = 0
 	}
-	r.segCRC = crc32c.Combine(r.segCRC, sum, int64(len(body)))
+	r.segCRC = crc32c.Combine(r.segCRC, sum, int64(body))
 	r.segNext = lsn + journal.LSN(n)
 	if r.segNext < r.seg.End() {
 		return nil
@@ -132,8 +130,7 @@ func (r *receiver) frame(m *message) error {
 	if err := r.inRange(&r.seg, ring.Raw(r.seg.LSN, int(r.seg.Length))[headerSize:]); err != nil {
 		return err
 	}
-	r.end, r.chain = r.seg.End(), r.seg.CRC
-	r.hint = r.seg.Acked
+	r.arrived(&r.seg)
 	return nil
 }
 
@@ -193,7 +190,7 @@ func (r *receiver) join(body []byte) error {
 	}
 	last := j.History.Last()
 	switch {
-	case r.full || r.end != r.log.End() || len(j.History) == 0 || last.Start > r.end || !last.PeerIn:
+	case r.full || r.next != r.log.End() || len(j.History) == 0 || last.Start > r.end || !last.PeerIn:
 		return &WireError{fmt.Sprintf("asked to join at LSN %d with epoch %v from %d on", r.end, last.Epoch, last.Start)}
 	case j.Title != titleKeep && j.Title != titleTake && j.Title != titleRelease:
 		return &WireError{fmt.Sprintf("title %q", j.Title)}
@@ -204,6 +201,7 @@ func (r *receiver) join(body []byte) error {
 		}
 		st.History = j.History
 		st.Alone = j.Alone
+		st.Acked = max(st.Acked, r.end) // from now on this node answers for it
 		switch j.Title {
 		case titleTake:
 			st.Title = true
@@ -218,7 +216,7 @@ func (r *receiver) join(body []byte) error {
 	r.history = j.History
 	r.p.setPhase(phaseInSync, "")
 	r.p.log.Info("in sync", zap.Uint64("lsn", uint64(r.end)), zap.Stringer("epoch", last.Epoch), zap.Bool("title", r.p.node.State().Title))
-	r.p.lastAnswer.Store(int64(boottime()))
+	r.p.lastAnswer.Store(int64(r.p.now()))
 	r.s.send(message{typ: msgJoined}, nil)
 	return r.s.flush()
 }

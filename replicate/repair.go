@@ -3,15 +3,57 @@ package replicate
 import (
 	"errors"
 	"fmt"
+	"slices"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
 // A block that fails its checksum is fetched from the peer: either node asks,
 // the other answers with the block, what its table says of it, and the LSN up
 // to which its data holds the log. The asker judges whether that is the state
 // that it lacks.
+
+// OwnCopyError: log that is to be sent is damaged in this node's own memory.
+type OwnCopyError struct {
+	LSN journal.LSN
+	Err error
+}
+
+func (e *OwnCopyError) Error() string {
+	return fmt.Sprintf("the segment at LSN %d is not whole in this node's persistent memory, it cannot be sent: %v", e.LSN, e.Err)
+}
+
+func (e *OwnCopyError) Unwrap() error { return e.Err }
+
+// noteOwnDamage decides what follows from damage to log that the peer lacks.
+// Where the data holds that log, the data is whole: the next handshake finds
+// that the journal does not reach back, and copies it. Else the segment is
+// nowhere: this node ends, and its next recovery cuts the log off there.
+func (p *Pair) noteOwnDamage(e *OwnCopyError) {
+	if e.LSN < p.node.Applied() {
+		p.unsound = max(p.unsound, e.LSN+1)
+		then := "the peer is copied to in full"
+		if p.Role() != Primary {
+			then = "the primary cannot be repaired from it"
+		}
+		p.log.Error("log to be sent is damaged here, or was never here: older than a full copy; "+then, zap.Error(e))
+		return
+	}
+	p.node.Fail(fmt.Errorf("%w; it was not acknowledged: restart the node, so that it recovers with its peer", e))
+}
+
+// noteFault ends the node where a session ended because a page of its mapping
+// is gone. The kernel says so by EFAULT where it was to send from it.
+func (p *Pair) noteFault(err error) {
+	if fault := new(pmem.FaultError); errors.As(err, &fault) || errors.Is(err, unix.EFAULT) {
+		p.node.Fail(fmt.Errorf("the journal cannot be read: %w", err))
+	}
+}
 
 // RequestBlock asks the peer for a block; the node's Repaired gets the answer.
 // It is an error where no peer is there to answer.
@@ -26,10 +68,18 @@ func (p *Pair) RequestBlock(block uint32) error {
 	return nil
 }
 
+// repairing reports whether a block that was asked for has not come yet.
+func (p *Pair) repairing() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.asked) > 0
+}
+
 // sendRepairRequests queues what RequestBlock asked for.
 func (p *Pair) sendRepairRequests(s *session) {
 	p.mu.Lock()
 	wanted := p.wanted
+	p.asked = append(p.asked, wanted...)
 	p.wanted = nil
 	p.mu.Unlock()
 	for _, b := range wanted {
@@ -40,8 +90,8 @@ func (p *Pair) sendRepairRequests(s *session) {
 // failRepairs answers what no session will answer any more.
 func (p *Pair) failRepairs() {
 	p.mu.Lock()
-	wanted := p.wanted
-	p.wanted = nil
+	wanted := append(p.asked, p.wanted...)
+	p.asked, p.wanted = nil, nil
 	p.mu.Unlock()
 	for _, b := range wanted {
 		p.node.Repaired(b, nil, BlockInfo{}, 0, errors.New("the connection to the peer was lost"))
@@ -67,6 +117,11 @@ func (p *Pair) sendBlock(s *session, block uint32) {
 
 // takeRepair takes the answer to a msgBlockRequest.
 func (p *Pair) takeRepair(m *message, body []byte) error {
+	p.mu.Lock()
+	if i := slices.Index(p.asked, uint32(m.a)); i >= 0 {
+		p.asked = slices.Delete(p.asked, i, i+1)
+	}
+	p.mu.Unlock()
 	if m.typ == msgBlockMissing {
 		p.node.Repaired(uint32(m.a), nil, BlockInfo{}, 0, fmt.Errorf("the peer cannot help: %s", body))
 		return nil

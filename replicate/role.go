@@ -127,10 +127,10 @@ func (p *Pair) untilAlone() (d time.Duration, ok bool) {
 		return 0, false
 	}
 	st := p.node.State()
-	if st.Role != Primary || !st.Alone || !st.Title || p.node.Damaged() {
+	if st.Role != Primary || !st.Alone || !st.Title || p.node.Damaged() || p.node.Failed() != nil {
 		return 0, false
 	}
-	return max(0, p.lost+p.cfg.Timeout-boottime()), true
+	return max(0, p.lost+p.cfg.Timeout-p.now()), true
 }
 
 // goAlone records durably that the peer is out, then acknowledges without it.
@@ -189,18 +189,17 @@ func (p *Pair) mayGoAlone(force bool) error {
 }
 
 // Promote makes this node the primary: unforced only by the title, or, on a
-// blank node, with an equally blank peer connected. While the peer is
+// blank node, with the consent of an equally blank peer. While the peer is
 // connected, what stands in the way is given the timeout to pass: a peer that
 // was just demoted may still be handing over.
 func (p *Pair) Promote(ctx context.Context, force bool) error {
 	if st := p.node.State(); st.Blank() && !force {
-		if err := p.waitBlankPeer(ctx); err != nil {
+		if settled, err := p.promoteBlank(ctx); settled {
 			return err
 		}
-		return p.between(ctx, p.becomePrimary)
 	}
 	defer p.wantTitle.Store(false)
-	for start := boottime(); ; {
+	for start := p.now(); ; {
 		p.wantTitle.Store(true)
 		if p.node.State().Role == Primary {
 			return nil
@@ -215,7 +214,7 @@ func (p *Pair) Promote(ctx context.Context, force bool) error {
 				return p.becomePrimary()
 			})
 		}
-		if boottime()-start > p.cfg.Timeout || !p.connected() || !wait(ctx, p.cfg.Timeout/200) {
+		if p.now()-start > p.cfg.Timeout || !p.connected() || !wait(ctx, p.cfg.Timeout/200) {
 			return err
 		}
 	}
@@ -244,7 +243,7 @@ func (p *Pair) promotable(force bool) error {
 func (p *Pair) connected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ended := p.sessionEnded.Load(); ended != 0 && boottime()-time.Duration(ended) < p.cfg.Timeout/2 {
+	if ended := p.sessionEnded.Load(); ended != 0 && p.now()-time.Duration(ended) < p.cfg.Timeout/2 {
 		return true
 	}
 	return p.phase != phaseLost && p.phase != phaseNone && p.phase != phaseRefused
@@ -257,44 +256,60 @@ func (p *Pair) primaryAlive() bool {
 	return (p.phase == phaseInSync || p.phase == phaseCatchUp || p.phase == phaseResync) && !p.verdict.Mine
 }
 
-func (p *Pair) waitBlankPeer(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	for {
-		p.mu.Lock()
-		ok := p.phase == phaseConnected && p.verdict.Rule == RuleBothBlank
-		reason := p.phase.String() + ": " + p.reason
-		p.mu.Unlock()
-		if ok {
-			return nil
-		}
-		if p.cfg.Transport == nil || !wait(ctx, 20*time.Millisecond) {
-			return &RefusedError{"this node is blank, and no equally blank peer is connected (" + reason + "); if it is to start a volume of its own, use force"}
-		}
+// promoteBlank makes a blank node the primary once its equally blank peer has
+// left the beginning of the volume to it: in their session, see idle. It is not
+// settled where the node is blank no more.
+func (p *Pair) promoteBlank(ctx context.Context) (settled bool, err error) {
+	c := &call{f: p.becomePrimary, done: make(chan error, 1)}
+	if !p.claim.CompareAndSwap(nil, c) {
+		return true, errors.New("another promotion of this node is under way")
 	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second+2*p.heartbeat)
+	defer cancel()
+	for blank := true; blank && p.cfg.Transport != nil && p.ctx.Err() == nil && wait(ctx, 20*time.Millisecond); {
+		st := p.node.State()
+		blank = st.Blank()
+	}
+	if !p.claim.CompareAndSwap(c, nil) {
+		return true, <-c.done // the session has taken it
+	}
+	if st := p.node.State(); !st.Blank() {
+		return false, nil
+	}
+	if p.ctx.Err() != nil {
+		return true, errors.New("the node is being closed")
+	}
+	p.mu.Lock()
+	reason := p.phase.String() + ": " + p.reason
+	p.mu.Unlock()
+	return true, &RefusedError{"this node is blank, and no equally blank peer is connected (" + reason + "); if it is to start a volume of its own, use force"}
 }
 
-// becomePrimary runs between sessions: all receivers have ended. The order is
-// what makes it safe: the epoch is durable before anything else, the old
-// primary's reads have ended before this node's begin.
+// becomePrimary runs between sessions, or in one in which nothing is shipped:
+// no receiver is at work. The order is what makes it safe: the old primary's
+// reads have ended before this node is durably the primary, since a restart
+// serves what the region says at once; and that is durable before it serves.
 func (p *Pair) becomePrimary() error {
 	c := p.node.Committer()
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
 	}
 	st := p.node.State()
-	err := p.mint(false, func(st *State) {
-		if st.Blank() {
-			st.Lineage = NewUUID()
-		}
-		st.Role, st.Title, st.Alone, st.Lease = Primary, true, p.cfg.Alone, p.lease
-	})
-	if err == nil && !st.Blank() && p.cfg.Transport != nil {
+	var err error
+	if !st.Blank() && p.cfg.Transport != nil {
 		// A tenth more than the lease: the bound on how much faster this
 		// clock may run than the other's.
 		quiet := max(p.started, time.Duration(p.lastAnswer.Load())) + st.Lease + st.Lease/10
-		wait(p.ctx, quiet-boottime())
+		wait(p.ctx, quiet-p.now())
 		err = p.ctx.Err()
+	}
+	if err == nil {
+		err = p.mint(false, func(st *State) {
+			if st.Blank() {
+				st.Lineage = NewUUID()
+			}
+			st.Role, st.Title, st.Alone, st.Lease = Primary, true, p.cfg.Alone, p.lease
+		})
 	}
 	if err == nil {
 		err = p.serve()

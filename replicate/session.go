@@ -13,6 +13,7 @@ import (
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
@@ -27,8 +28,11 @@ type session struct {
 	ctx  context.Context // ended: the session is to stop
 	id   uint64
 	peer Side
+	stop context.CancelCauseFunc // ends it
 
 	nonce uint64 // the peer's half of the id
+	many  int    // lanes that both ends want
+	lanes lanes
 
 	dialed      bool        // by this end
 	established atomic.Bool // the peer has answered: it knows of this session
@@ -44,14 +48,17 @@ type session struct {
 	ctlOut   []byte    // messages in pending
 	frame    [headerSize]byte
 	sent     journal.LSN // log is in pending up to here
+	segStart journal.LSN // of a long segment, while segEnd is set
 	segEnd   journal.LSN // sent lies inside a long segment that ends here
+	reread   journal.LSN // sums of log below are taken anew: it was asked for again
 	acked    journal.LSN // the peer has persisted up to here
 	peerCkpt journal.LSN // the peer's checkpoint
 	sendEnd  journal.LSN // do not send from here on
 
 	heard   time.Duration // when something arrived, as far as was looked
 	active  bool          // something arrived since
-	beat    time.Duration // when the last heartbeat left
+	beat    time.Duration // when the last heartbeat left, or the answer to one
+	answers bool          // this end follows: it acknowledges the peer's heartbeats
 	echo    uint64        // the peer's latest heartbeat clock, to echo
 	copied  bool          // the peer said that its full copy is whole
 	due     atomic.Bool   // housekeeping is due
@@ -70,7 +77,9 @@ const (
 var errDeaf = errors.New("the peer does not read what it asks for")
 
 func newSession(p *Pair, conn transport.Conn) *session {
-	return &session{p: p, conn: conn, stage: make([]byte, stageSize), heard: boottime(), failed: make(chan struct{})}
+	s := &session{p: p, conn: conn, stage: make([]byte, stageSize), heard: p.now(), failed: make(chan struct{})}
+	s.lanes.s, s.lanes.changed.L = s, &s.lanes.mu
+	return s
 }
 
 // fail ends the session with its first error.
@@ -127,22 +136,30 @@ func (s *session) receive() (n int, err error) {
 
 // read waits until something arrives in p: it polls for a bounded time, then
 // sleeps. Meanwhile it sends what is queued and does the housekeeping.
-func (s *session) read(p []byte) (n int, err error) {
+func (s *session) read(p []byte) (n int, err error) { return s.readUnless(nil, s.p.cfg.BusyPoll, p) }
+
+// readUnless is read that returns without a byte once stop is set, or somebody
+// ended its wait: the caller looks around.
+func (s *session) readUnless(stop *atomic.Bool, poll time.Duration, p []byte) (n int, err error) {
 	for {
-		start := boottime()
+		start := time.Now() // no system call, unlike the pair's clock
 		for {
-			if n, err := s.tryRead(p); n > 0 || err != nil {
+			if n, err := s.tryRead(p); n > 0 || err != nil || stop != nil && stop.Load() {
 				return n, err
 			}
-			if boottime()-start >= s.p.cfg.BusyPoll {
+			if poll <= 0 || time.Since(start) >= poll {
 				break
 			}
 		}
-		if err := s.housekeep(boottime()); err != nil {
+		now := s.p.now()
+		if err := s.housekeep(now); err != nil {
 			return 0, err
 		}
-		if err := s.conn.Wait(len(s.pending) > 0, s.p.heartbeat/2); err != nil {
+		if err := s.conn.Wait(len(s.pending) > 0, s.rest(now)); err != nil {
 			return 0, err
+		}
+		if stop != nil {
+			return s.tryRead(p)
 		}
 	}
 }
@@ -237,11 +254,35 @@ func (s *session) housekeep(now time.Duration) error {
 	if now-s.heard > s.p.cfg.Timeout {
 		return fmt.Errorf("%w (%v)", errSilent, s.p.cfg.Timeout)
 	}
-	if s.id != 0 && now-s.beat >= s.p.heartbeat {
+	if s.id != 0 && s.beatDue(now) {
 		s.beat = now
 		s.send(message{typ: msgHeartbeat, a: uint64(now), b: uint64(s.p.ackedHint())}, nil)
 	}
 	return s.flush()
+}
+
+// beatDue reports whether a heartbeat should leave. An eighth early is on time:
+// whoever looks once a heartbeat must not miss it by a hair. Who
+// answers the other's heartbeats sends one only where none has come for two:
+// those behind much that is on its way come late.
+func (s *session) beatDue(now time.Duration) bool {
+	return now-s.beat >= s.beatEvery()-s.p.heartbeat/8
+}
+
+func (s *session) beatEvery() time.Duration {
+	if s.answers {
+		return 2 * s.p.heartbeat
+	}
+	return s.p.heartbeat
+}
+
+// rest is how long an owner with nothing to do may sleep: until a heartbeat is
+// due, or the peer has been silent for too long.
+func (s *session) rest(now time.Duration) time.Duration {
+	if s.id == 0 {
+		return s.p.heartbeat / 2
+	}
+	return max(min(s.beat+s.beatEvery(), s.heard+s.p.cfg.Timeout+1)-now, s.p.heartbeat/8)
 }
 
 // send queues a message.
@@ -299,15 +340,21 @@ func (s *session) write() (ok bool, err error) {
 	if err != nil || n == 0 {
 		return false, err
 	}
-	for n > 0 && len(s.pending) > 0 {
-		k := min(n, len(s.pending[0]))
-		s.pending[0] = s.pending[0][k:]
+	s.pending = consumed(s.pending, n)
+	return true, nil
+}
+
+// consumed is bufs without their first n bytes.
+func consumed(bufs [][]byte, n int) [][]byte {
+	for n > 0 && len(bufs) > 0 {
+		k := min(n, len(bufs[0]))
+		bufs[0] = bufs[0][k:]
 		n -= k
-		if len(s.pending[0]) == 0 {
-			s.pending = s.pending[1:]
+		if len(bufs[0]) == 0 {
+			bufs = bufs[1:]
 		}
 	}
-	return true, nil
+	return bufs
 }
 
 // pump sends messages and the log up to end, as far as it goes without
@@ -322,10 +369,14 @@ func (s *session) pump(end journal.LSN) (moved bool, err error) {
 			if s.sent >= end {
 				return moved, nil
 			}
+			from := s.sent
 			if err := s.stageLog(end); err != nil {
 				return moved, err
 			}
-			if len(s.pending) == 0 { // only padding that is not sent
+			if len(s.pending) == 0 { // only padding that is not sent, or no room there
+				if s.sent == from {
+					return moved, nil
+				}
 				continue
 			}
 		}
@@ -339,7 +390,8 @@ func (s *session) pump(end journal.LSN) (moved bool, err error) {
 
 // stageLog moves the next piece of log to pending: a run of short segments,
 // or one frame of a long one. It stays within what the peer's ring takes.
-func (s *session) stageLog(end journal.LSN) error {
+func (s *session) stageLog(end journal.LSN) (err error) {
+	defer pmem.Recover(s.p.node.Memory(), pmem.Arm(), &err)
 	ring := s.p.node.Log().Ring()
 	if s.segEnd != 0 {
 		s.stageFrame(ring)
@@ -349,11 +401,19 @@ func (s *session) stageLog(end journal.LSN) error {
 	var h journal.Header
 	for s.sent < end {
 		if err := ring.Header(s.sent, &h); err != nil {
-			return fmt.Errorf("the journal cannot be sent from LSN %d: %w", s.sent, err)
+			return &OwnCopyError{s.sent, err}
+		}
+		if h.End() > s.sendEnd {
+			break // the peer's ring has room for a part of it
 		}
 		if h.WireLength() > MaxFrame {
-			if s.sent == start {
-				s.segEnd = h.End()
+			switch {
+			case s.sent != start:
+			case h.WireLength() > spreadFrom && s.lanes.up.Load() > 0 && s.p.insync.Load() == s:
+				s.stageSpread(ring, &h)
+				return nil
+			default:
+				s.segStart, s.segEnd = h.LSN, h.End()
 				s.stageFrame(ring)
 				return nil
 			}
@@ -369,6 +429,9 @@ func (s *session) stageLog(end journal.LSN) error {
 			return nil
 		}
 	}
+	if s.sent == start {
+		return nil
+	}
 	s.bufs[0] = ring.Raw(start, int(s.sent-start))
 	s.pending = s.bufs[:1]
 	return nil
@@ -377,10 +440,11 @@ func (s *session) stageLog(end journal.LSN) error {
 // stageFrame stages the next frame of the long segment that sent lies in.
 func (s *session) stageFrame(ring journal.Ring) {
 	n := min(int(s.segEnd-s.sent), MaxFrame)
-	piece := ring.Raw(s.sent, n)
-	m := message{typ: msgFrame, session: s.id, a: uint64(s.sent), length: uint32(n), bodyCRC: crc32c.Sum(piece)}
+	data := ring.Raw(s.sent, n)
+	sum := pieceSum(s.p.node.Log(), piece{s.sent, n, s.sent == s.segStart, s.sent >= s.reread}, data)
+	m := message{typ: msgFrame, session: s.id, a: uint64(s.sent), length: uint32(n), bodyCRC: sum}
 	m.encode(s.frame[:])
-	s.bufs[0], s.bufs[1] = s.frame[:], piece
+	s.bufs[0], s.bufs[1] = s.frame[:], data
 	s.pending = s.bufs[:2]
 	s.sent += journal.LSN(n)
 	if s.sent == s.segEnd {
@@ -388,24 +452,52 @@ func (s *session) stageFrame(ring journal.Ring) {
 	}
 }
 
+// stageSpread stages the announcement of a long segment, whose pieces go to
+// the lanes.
+func (s *session) stageSpread(ring journal.Ring, h *journal.Header) {
+	head := ring.Raw(h.LSN, journal.HeaderSize)
+	m := message{typ: msgSpread, session: s.id, a: uint64(h.LSN), length: journal.HeaderSize, bodyCRC: crc32c.Sum(head)}
+	m.encode(s.frame[:])
+	s.bufs[0], s.bufs[1] = s.frame[:], head
+	s.pending = s.bufs[:2]
+	s.lanes.push(h, h.LSN >= s.reread)
+	s.sent = h.End()
+}
+
 // rewind goes back to lsn: the peer asks for the log again from there. Its
 // own copy is checked first: a flip here must not be sent twice.
-func (s *session) rewind(lsn journal.LSN) error {
-	if lsn < s.acked || lsn >= s.sent && s.segEnd == 0 {
+func (s *session) rewind(lsn journal.LSN) (err error) {
+	defer pmem.Recover(s.p.node.Memory(), pmem.Arm(), &err)
+	if lsn < s.acked || lsn >= s.sent && s.segEnd == 0 || lsn%journal.Align != 0 || s.within(lsn) {
 		return &WireError{fmt.Sprintf("resend from LSN %d, with %d acknowledged and %d sent", lsn, s.acked, s.sent)}
 	}
 	var h journal.Header
 	if _, err := s.p.node.Log().Ring().Segment(lsn, &h); err != nil {
-		return fmt.Errorf("%w: %w", ErrOwnCopy, err)
+		return &OwnCopyError{lsn, err}
 	}
 	s.p.counters.Resends.Add(1)
+	s.reread = max(s.reread, s.sent)
 	s.sent, s.segEnd = lsn, 0
 	return nil
 }
 
-// ErrOwnCopy: a segment that was not acknowledged yet is damaged in this
-// node's own memory.
-var ErrOwnCopy = errors.New("a segment that waits for acknowledgement is damaged in this node's persistent memory; restart the node, so that it recovers with its peer")
+// within reports whether lsn, not below acked, lies inside a segment: the
+// peer's word for it would else pass for damage of this node's log. What is
+// really damaged on the way tells nothing.
+func (s *session) within(lsn journal.LSN) (yes bool) {
+	var err error
+	defer pmem.Recover(s.p.node.Memory(), pmem.Arm(), &err)
+	ring := s.p.node.Log().Ring()
+	at := s.acked
+	for at < lsn {
+		var h journal.Header
+		if ring.Header(at, &h) != nil {
+			return false
+		}
+		at = h.End()
+	}
+	return at != lsn
+}
 
 // bye tells the peer why the session ends, as far as that goes at once.
 func (s *session) bye(reason string) {

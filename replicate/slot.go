@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -34,6 +35,7 @@ func (p *Pair) accept() {
 				return
 			}
 			p.log.Warn("accept", zap.Error(err))
+			wait(p.ctx, p.cfg.Timeout/10) // no descriptor is left: it will not be there at once
 			continue
 		}
 		select {
@@ -50,7 +52,11 @@ func (p *Pair) accept() {
 			s.ctx = ctx
 			stop := context.AfterFunc(p.ctx, conn.Wake)
 			defer stop()
-			if err := s.readHello(); err != nil {
+			lane, err := s.readFirst()
+			if lane {
+				return
+			}
+			if err != nil {
 				p.log.Warn("connection refused", zap.Stringer("from", conn.RemoteAddr()), zap.Error(err))
 				p.noteReason(err.Error())
 				conn.Close()
@@ -88,11 +94,19 @@ func (p *Pair) between(ctx context.Context, f func() error) error {
 func (p *Pair) run() {
 	var backoff time.Duration
 	for p.ctx.Err() == nil {
-		s := p.connect(backoff)
+		start := p.now()
+		s, err := p.connect(backoff)
+		if next := p.longer(backoff); err != nil && p.now()-start < next {
+			backoff = next // it failed at once: refused, unreachable
+		}
 		for s != nil {
 			var next *session
 			var err error
+			began := p.now()
 			next, err = p.supervise(s)
+			if p.now()-began > p.cfg.Timeout {
+				backoff = 0 // it worked
+			}
 			switch {
 			case next != nil:
 			case errors.Is(err, errAgain):
@@ -100,16 +114,21 @@ func (p *Pair) run() {
 			case p.Phase() == "refused":
 				backoff = p.cfg.Timeout
 			default:
-				backoff = min(2*backoff+p.cfg.Timeout/50, p.cfg.Timeout)
+				backoff = p.longer(backoff)
 			}
 			s = next
 		}
 	}
 }
 
+// longer is the delay before the next dial after one that failed.
+func (p *Pair) longer(backoff time.Duration) time.Duration {
+	return min(2*backoff+p.cfg.Timeout/50, p.cfg.Timeout)
+}
+
 // connect waits for a connection: dialled after delay, or accepted. It is nil
-// where none came about; other work may have been done meanwhile.
-func (p *Pair) connect(delay time.Duration) *session {
+// where none came about: the dial failed, or other work was done meanwhile.
+func (p *Pair) connect(delay time.Duration) (*session, error) {
 	ctx, cancel := context.WithCancel(p.ctx)
 	defer cancel()
 	type result struct {
@@ -149,16 +168,16 @@ func (p *Pair) connect(delay time.Duration) *session {
 	select {
 	case s := <-p.offers:
 		abandon()
-		return s
+		return s, nil
 	case r := <-dialed:
 		if r.err != nil {
 			p.counters.DialFailures.Add(1)
 			p.notePeerLost(r.err)
-			return nil
+			return nil, r.err
 		}
 		s := newSession(p, r.conn)
 		s.dialed = true
-		return s
+		return s, nil
 	case c := <-p.calls:
 		abandon()
 		c.done <- c.f()
@@ -173,7 +192,7 @@ func (p *Pair) connect(delay time.Duration) *session {
 	case <-p.ctx.Done():
 		abandon()
 	}
-	return nil
+	return nil, nil
 }
 
 func wait(ctx context.Context, d time.Duration) bool {
@@ -199,9 +218,11 @@ func (p *Pair) firstToDial() bool { return p.cfg.Listen.Compare(p.cfg.Peer) < 0 
 // meanwhile replaces it, and is returned: the peer dials only where it has no
 // session. The exception is a connection of ours that may just be on its way.
 func (p *Pair) supervise(s *session) (next *session, err error) {
-	ctx, cancel := context.WithCancel(p.ctx)
-	defer cancel()
-	s.ctx = ctx
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	defer cancel(nil)
+	s.ctx, s.stop = ctx, cancel
+	p.current.Store(s)
+	defer p.current.Store(nil)
 	stop := context.AfterFunc(ctx, s.conn.Wake)
 	defer stop()
 	if p.sessions++; p.sessions > 1 {
@@ -226,14 +247,14 @@ func (p *Pair) supervise(s *session) (next *session, err error) {
 				continue
 			}
 			next = o
-			cancel()
+			cancel(nil)
 		case c := <-p.calls:
 			if work != nil {
 				c.done <- errors.New("another change of this node's role is under way")
 				continue
 			}
 			work = c
-			cancel()
+			cancel(nil)
 		}
 	}
 }
@@ -255,7 +276,8 @@ func (p *Pair) ended(s *session, err error) {
 		p.log.Warn("session ended", zap.Stringer("peer", s.conn.RemoteAddr()), zap.Error(err))
 	}
 	p.lost = s.heard
-	p.sessionEnded.Store(int64(boottime()))
+	p.told = nil
+	p.sessionEnded.Store(int64(p.now()))
 }
 
 func (p *Pair) unpin() { p.pin.Store(math.MaxUint64) }
@@ -266,6 +288,7 @@ func (p *Pair) poke() {
 	case p.kick <- struct{}{}:
 	default:
 	}
+	p.Wake()
 }
 
 func (p *Pair) setPhase(ph phase, reason string) {
@@ -282,7 +305,9 @@ func (p *Pair) noteReason(r string) {
 	p.mu.Unlock()
 }
 
-// notePeerLost says why no connection comes about.
+// notePeerLost says why no connection comes about. The log has each reason once
+// until there is a connection: which counters rise, and by how much, differs
+// from one attempt to the next.
 func (p *Pair) notePeerLost(err error) {
 	reason := fmt.Sprintf("cannot reach the peer: %v", err)
 	var dial *transport.DialError
@@ -293,12 +318,15 @@ func (p *Pair) notePeerLost(err error) {
 		}
 	}
 	p.mu.Lock()
-	changed := withoutFigures(p.reason) != withoutFigures(reason)
 	if p.phase == phaseLost || p.phase == phaseRefused {
 		p.phase, p.reason = phaseLost, reason
 	}
 	p.mu.Unlock()
-	if changed {
+	if same := withoutFigures(reason); !slices.Contains(p.told, same) {
+		if len(p.told) == 16 { // whatever a peer makes up
+			p.told = nil
+		}
+		p.told = append(p.told, same)
 		p.log.Warn("peer lost", zap.String("reason", reason))
 	}
 }

@@ -98,7 +98,11 @@ type State struct {
 	Title   bool // the right to proceed without the other
 	Alone   bool // policy on peer loss: go on alone; else block
 	Lease   time.Duration
-	Acked   journal.LSN // known to be acknowledged by all required nodes
+	// Acked is known to be acknowledged by all required nodes. It is durable
+	// here: below it, log that is not valid is damage. A node that joins, or
+	// takes the title, notes the end of the log that it has then, since hints in
+	// log that the other wrote alone do not bind it (journal.Entry.Binds).
+	Acked   journal.LSN
 	History journal.History
 	Resync  *Resync
 }

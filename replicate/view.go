@@ -45,13 +45,13 @@ func (p *Pair) Wait(d time.Duration) bool {
 	return false
 }
 
-// Wake ends a Wait. It reports false where no session could be waiting.
-func (p *Pair) Wake() bool {
-	if s := p.insync.Load(); s != nil {
+// Wake makes whoever waits on the session that runs look around: a driver for
+// what is queued, a secondary for its own checkpoint, which the primary waits
+// for where the ring is full.
+func (p *Pair) Wake() {
+	if s := p.current.Load(); s != nil {
 		s.conn.Wake()
-		return true
 	}
-	return false
 }
 
 // renewLease extends the read lease, counted from when what was answered left.
@@ -65,7 +65,7 @@ func (p *Pair) renewLease(sent time.Duration) {
 // it is alone by decision, or its lease has not run out, so that no one can
 // have been promoted.
 func (p *Pair) Leased() bool {
-	return !p.required.Load() || int64(boottime()) < p.leaseUntil.Load()
+	return !p.required.Load() || int64(p.now()) < p.leaseUntil.Load()
 }
 
 // Serving reports whether transactions are taken; on a secondary they are
@@ -116,13 +116,18 @@ type Status struct {
 	Reason string
 	Rule   Rule  // of the last handshake
 	Copied int64 // bytes of a full copy so far
+	Lanes  int   // connections for long segments that are up
 }
 
 // Status is the pair's state now.
 func (p *Pair) Status() Status {
+	var up int32
+	if s := p.current.Load(); s != nil {
+		up = s.lanes.up.Load()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Status{Phase: p.phase.String(), Reason: p.reason, Rule: p.verdict.Rule, Copied: p.copied.Load()}
+	return Status{Phase: p.phase.String(), Reason: p.reason, Rule: p.verdict.Rule, Copied: p.copied.Load(), Lanes: int(up)}
 }
 
 // Counters are the pair's counters.

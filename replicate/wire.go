@@ -38,7 +38,7 @@ const (
 	headerSize  = 64
 
 	// MaxFrame is the longest piece of log that one frame carries, in bytes.
-	MaxFrame = 64 << 10
+	MaxFrame = journal.PieceSize
 	// maxBody bounds what a peer can make this node allocate.
 	maxBody = 256 << 10
 	// BlockSize is the unit of the block table and of copies, in bytes.
@@ -59,18 +59,20 @@ const (
 	msgVerdict
 	// msgFollow {body: follow}: the source tells the other what to follow.
 	msgFollow
-	// msgFollowed {}: done, durably.
+	// msgFollowed {a: LSN that the log ends at}: done, durably.
 	msgFollowed
 	// msgJoin {body: join}: an epoch history, policy and the title.
 	msgJoin
-	// msgJoined {}: done, durably.
+	// msgJoined {a: 1 if the title was given up, or a volume's beginning left to
+	// the other}: done, durably.
 	msgJoined
 	// msgHeartbeat {a: sender's clock in ns, b: acknowledged up to}.
 	msgHeartbeat
 	// msgAck {a: persisted LSN, b: checkpoint LSN, c: echo of the latest
 	// heartbeat's clock, d: epoch counter}.
 	msgAck
-	// msgResend {a: LSN}: a frame failed its checksum; go back to there.
+	// msgResend {a: LSN}: a frame failed its checksum; go back to there. With
+	// {b: LSN of the segment, c: 1} only the piece at a, by the lanes.
 	msgResend
 	// msgFrame {a: LSN of the first byte; body: a piece of a segment}.
 	msgFrame
@@ -80,12 +82,18 @@ const (
 	msgBlocks
 	// msgBlocksDone {a: LSN of the source's data at the end}.
 	msgBlocksDone
-	// msgBlockRequest {a: block, b: LSN that the data must have reached}.
+	// msgBlockRequest {a: block}.
 	msgBlockRequest
 	// msgBlockMissing {a: block}: the sender cannot help; body: why.
 	msgBlockMissing
 	// msgBye {body: text}: the sender ends the session, and why.
 	msgBye
+	// msgLane {}: this connection is to be a lane of a session. First on both
+	// sides of it; then only frames follow.
+	msgLane
+	// msgSpread {a: LSN, body: a segment's header}: the segment comes by the
+	// lanes.
+	msgSpread
 )
 
 // message is a decoded message header.
@@ -129,6 +137,9 @@ func (e *VersionError) Error() string {
 func (m *message) decode(p []byte) error {
 	le := binary.LittleEndian
 	if le.Uint32(p) != wireMagic {
+		if p[0] >= 20 && p[0] <= 23 && p[1] == 3 { // a record of TLS
+			return &WireError{"the peer speaks TLS, and this node's transport is another: set the same transport on both nodes"}
+		}
 		return &WireError{fmt.Sprintf("no message starts with %x", p[:4])}
 	}
 	if crc32c.Sum(p[:60]) != le.Uint32(p[60:]) {
@@ -142,7 +153,7 @@ func (m *message) decode(p []byte) error {
 	m.a, m.b, m.c, m.d = le.Uint64(p[16:]), le.Uint64(p[24:]), le.Uint64(p[32:]), le.Uint64(p[40:])
 	m.length = le.Uint32(p[48:])
 	m.bodyCRC = le.Uint32(p[52:])
-	if m.typ == 0 || m.typ > msgBye {
+	if m.typ == 0 || m.typ > msgSpread {
 		return &WireError{fmt.Sprintf("message type %d", m.typ)}
 	}
 	if m.length > maxBody || m.typ == msgFrame && (m.length == 0 || m.length > MaxFrame) {
@@ -154,7 +165,8 @@ func (m *message) decode(p []byte) error {
 // hello is the body of msgHello.
 type hello struct {
 	Side
-	Session uint64 `json:"session,string"` // the sender's half of the session id
+	Session uint64 `json:"session,string"`  // the sender's half of the session id
+	Lanes   int    `json:"lanes,omitempty"` // that the sender wants
 }
 
 // follow is the body of msgFollow.

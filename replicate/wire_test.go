@@ -89,6 +89,8 @@ func FuzzFollow(f *testing.F) {
 
 func FuzzJoin(f *testing.F) { fuzzBody(f, join{History: seedHistory, Title: titleTake}) }
 
+func FuzzVerdict(f *testing.F) { fuzzBody(f, verdict{Rule: RuleCatchUp, From: 128}) }
+
 // FuzzDecide gives the decision whatever a peer can say of itself.
 func FuzzDecide(f *testing.F) {
 	b, _ := json.Marshal(Side{Node: 2, Lineage: lineage, Geometry: geometry, Role: Primary, History: seedHistory, End: 128})

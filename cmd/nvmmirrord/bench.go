@@ -12,7 +12,7 @@ import (
 
 func newBenchCommand() *cobra.Command {
 	cmd := newGroup("bench", "Measure the mirror, and the wire under it, on machines of your own")
-	cmd.AddCommand(newBenchCommitCommand(), newBenchWireCommand(), newBenchChildCommand())
+	cmd.AddCommand(newBenchCommitCommand(), newBenchWireCommand(), newBenchReportCommand(), newBenchChildCommand())
 	return cmd
 }
 
@@ -34,6 +34,8 @@ func benchProgram() ([]string, error) {
 	}
 	return []string{self, "bench", "child"}, nil
 }
+
+const placements = "apart (each its half), together (both on one) or free (the scheduler's choice)"
 
 // benchError makes an option that was refused one of usage.
 func benchError(err error) error {

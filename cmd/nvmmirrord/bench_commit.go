@@ -25,15 +25,19 @@ one thread at each end and no other work, and a stream. The ratio of the two is
 what the mirror costs. At the end both regions are compared, byte for byte.
 
 A busy machine changes both, and the ratio less. The floor polls where the pair
-does, and sleeps with --poll off; its stream always sleeps. The regions go to a
-directory that is removed again.`,
+does, and sleeps with --poll off; its stream always sleeps. Both are placed on
+the same processors: a wake-up on one processor and one across two differ by
+more than all that the mirror does. Where --placement leaves it to the
+scheduler, tails have no ratio. The regions go to a directory that is removed
+again.`,
 		Args: cobra.NoArgs,
 	}
 	out := outputFlag(cmd)
-	var ack, transport string
+	var ack, transport, placement string
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		o.Size, o.RegionSize, o.JournalSize = int(length), int64(region), int64(journal)
 		o.Ack, o.Transport, o.Poll = nvmmirror.Ack(ack), bench.Transport(transport), time.Duration(poll)
+		o.Placement = bench.Placement(placement)
 		if o.Program, err = benchProgram(); err != nil {
 			return err
 		}
@@ -50,9 +54,10 @@ directory that is removed again.`,
 	f.Var(&length, "size", "bytes of a transaction")
 	f.IntVar(&o.Committers, "committers", 1, "how many commit at the same time")
 	f.StringVar(&ack, "ack", string(nvmmirror.AckBoth), "both or async")
-	f.StringVar(&transport, "transport", string(bench.MD5Sig), "md5sig or plain")
-	f.IntVar(&o.Connections, "connections", 1, "of the pair; only 1 so far")
+	f.StringVar(&transport, "transport", string(bench.MD5Sig), "md5sig, tls or plain")
+	f.IntVar(&o.Connections, "connections", 1, "of the pair")
 	f.Var(&poll, "poll", "how long a wait polls before it sleeps: a duration, off, or auto for the mirror's own")
+	f.StringVar(&placement, "placement", string(bench.Auto), "of the nodes and the floor on processors: "+placements+"; auto is apart with one committer and one connection, else free")
 	f.Var(&region, "region-size", "of the volume")
 	f.Var(&journal, "journal-size", "of the journal")
 	f.DurationVar(&o.Duration, "duration", 5*time.Second, "of the commits; the floor takes about as long again")

@@ -3,16 +3,19 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/nvmmirror/nvmmirror/internal/loopback"
 )
 
 func TestBenchCommit(t *testing.T) {
 	dir := directory(t)
-	args := []string{"bench", "commit", "--transport", "plain", "--region-size", "4MiB", "--journal-size", "2MiB", "--duration", "40ms", "--dir", dir}
+	args := []string{"bench", "commit", "--transport", "tls", "--region-size", "4MiB", "--journal-size", "2MiB", "--duration", "40ms", "--dir", dir}
 	var got map[string]any
 	if err := json.Unmarshal([]byte(must(t, append(args, "-o", "json", "--poll", "off", "--committers", "2")...)), &got); err != nil {
 		t.Fatal(err)
@@ -29,7 +32,7 @@ func TestBenchCommit(t *testing.T) {
 		t.Errorf("%s", text)
 	}
 	for flag, value := range map[string]string{
-		"--connections": "2", "--poll": "sometimes", "--size": "0", "--ack": "none", "--transport": "tls1.3",
+		"--connections": "0", "--poll": "sometimes", "--size": "0", "--ack": "none", "--transport": "tls1.3",
 		"--duration": "0s", "--committers": "-1", "--region-size": "lots", "--journal-size": "1", "--colour": "red",
 	} {
 		fails(t, exitUsage, []string{"bench", "commit", flag, value}, flag)
@@ -51,7 +54,7 @@ func TestBenchWire(t *testing.T) {
 	}
 	fails(t, exitUsage, []string{"bench", "wire", "--server", "--client", "a:1"})
 	fails(t, exitUsage, []string{"bench", "wire", "--client", "a:1", "--netns"})
-	fails(t, exitFailed, []string{"bench", "wire", "--client", fmt.Sprintf("127.0.0.1:%d", port(t))}, "connection refused")
+	fails(t, exitFailed, []string{"bench", "wire", "--client", loopback.AddrPort(t).String()}, "connection refused")
 
 	server := exec.Command(program, "bench", "wire", "--server", "--listen", "127.0.0.1:0")
 	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -87,4 +90,29 @@ func TestBenchWire(t *testing.T) {
 	if err := server.Wait(); err != nil {
 		t.Errorf("the server ended with %v", err)
 	}
+}
+
+func TestBenchReport(t *testing.T) {
+	dir := t.TempDir()
+	r := command(t, nil, "bench", "report", dir, "--duration", "10ms", "--parts", "loopback", "--transports", "plain,crc32c")
+	if r.code != exitDone || !strings.Contains(r.stdout, "report.md") {
+		t.Fatalf("exit %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	for _, name := range []string{"report.md", "report.json", "round-trip-loopback.svg"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(dir, "report.md")); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "bench", "report", dir, "--render")
+	if _, err := os.Stat(filepath.Join(dir, "report.md")); err != nil {
+		t.Error(err)
+	}
+	for flag, value := range map[string]string{"--duration": "0s", "--parts": "sea", "--transports": "pigeon"} {
+		fails(t, exitUsage, []string{"bench", "report", dir, flag, value}, flag)
+	}
+	fails(t, exitUsage, []string{"bench", "report"})
+	fails(t, exitFailed, []string{"bench", "report", t.TempDir(), "--render"}, "report.json")
 }

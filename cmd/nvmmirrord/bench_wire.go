@@ -1,16 +1,9 @@
 package main
 
 import (
-	"context"
-	"fmt"
-	"io"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror/internal/bench"
 )
@@ -41,14 +34,15 @@ their own with a veth between them, at each --mtu.`,
 	out := outputFlag(cmd)
 	var o bench.WireOptions
 	var server, apart bool
-	var address, verify string
+	var address, verify, placement string
 	var transports []string
 	var sizes []string
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if server {
 			return bench.ServeWire(cmd.Context(), address, cmd.OutOrStdout())
 		}
-		if o.Verify = bench.Verify(verify); !apart {
+		o.Verify, o.Placement = bench.Verify(verify), bench.Placement(placement)
+		if !apart {
 			o.MTUs = nil
 		}
 		for _, name := range transports {
@@ -72,8 +66,11 @@ their own with a veth between them, at each --mtu.`,
 		if err := o.Check(); err != nil {
 			return benchError(err)
 		}
-		var end func()
-		o.Progress, end = benchProgress(cmd.Context(), cmd.ErrOrStderr())
+		progress, end := benchProgress(cmd.Context(), cmd.ErrOrStderr())
+		// Each measurement takes as long, so that is the unit.
+		o.Progress = func(done, total int, what string) {
+			progress(time.Duration(done)*o.Duration, time.Duration(total)*o.Duration, what)
+		}
 		r, err := bench.Wire(cmd.Context(), o)
 		end()
 		if err != nil {
@@ -102,36 +99,8 @@ their own with a veth between them, at each --mtu.`,
 	f.StringSliceVar(&sizes, "sizes", lengths, "of the round trips' messages")
 	f.IntSliceVar(&o.Connections, "connections", bench.DefaultConnections, "of the streams")
 	f.DurationVar(&o.Duration, "duration", 500*time.Millisecond, "of each single measurement")
-	f.StringVar(&verify, "verify", string(bench.VerifyAll), "what the receiver compares: all bytes, or those of a sample, each 16th message")
+	f.StringVar(&verify, "verify", string(bench.VerifySample), "what the receiver of a timed stream compares: all bytes, or those of a sample, each 16th message; all else is compared wholly")
+	f.StringVar(&placement, "placement", string(bench.Auto), "of the round trips' ends on this machine's processors: "+placements+"; auto is apart")
 	cmd.MarkFlagsMutuallyExclusive("server", "client", "netns")
 	return cmd
-}
-
-// benchProgress shows a bar where to is a terminal. end must be called.
-func benchProgress(ctx context.Context, to io.Writer) (progress func(done, total int, what string), end func()) {
-	f, ok := to.(*os.File)
-	if !ok {
-		return nil, func() {}
-	}
-	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return nil, func() {}
-	}
-	p := mpb.NewWithContext(ctx, mpb.WithOutput(f), mpb.WithWidth(40))
-	doing := ""
-	var bar *mpb.Bar
-	progress = func(done, total int, what string) {
-		if bar == nil {
-			bar = p.AddBar(int64(total), mpb.BarRemoveOnComplete(),
-				mpb.PrependDecorators(decor.Percentage(decor.WCSyncSpace)),
-				mpb.AppendDecorators(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), decor.Any(func(decor.Statistics) string { return "  " + doing })))
-		}
-		doing = fmt.Sprintf("%-48s", what)
-		bar.SetCurrent(int64(done))
-	}
-	return progress, func() {
-		if bar != nil {
-			bar.Abort(true)
-		}
-		p.Wait()
-	}
 }

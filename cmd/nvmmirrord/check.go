@@ -34,7 +34,7 @@ checked, as when it is in use.`,
 			err = printCheck(cmd.OutOrStdout(), r)
 		}
 		if err == nil && r.Damaged {
-			return damageErrorf("%s: damage found: reopen it with its peer, which repairs journal and blocks; what a peer cannot repair, restore or create anew", r.Path)
+			return damageErrorf("%s: damage found: its peer repairs journal and blocks once both are served; what is said to be beyond that, restore or create anew", r.Path)
 		}
 		return err
 	}
@@ -57,6 +57,9 @@ func printCheck(w io.Writer, r *nvmmirror.CheckReport) error {
 	}
 	b := r.Blocks
 	fmt.Fprintf(w, "blocks   %d checked, %d damaged", b.Checked, b.Damaged)
+	if b.Unverified > 0 {
+		fmt.Fprintf(w, ", %d not compared with the peer since a crash", b.Unverified)
+	}
 	if b.Rewritten > 0 {
 		fmt.Fprintf(w, ", %d not judged: the next recovery changes them", b.Rewritten)
 	}

@@ -17,8 +17,9 @@ func newCreateCommand() *cobra.Command {
 		Use:   "create PATH --size SIZE",
 		Short: "Create a blank region; nothing is ever overwritten",
 		Long: `Create a blank region at PATH: a file on a filesystem mounted with -o dax, or a
-devdax device. It is a secondary that belongs to no lineage yet. Two blank nodes
-are in sync without a copy. Nothing is ever overwritten.`,
+devdax device. It belongs to no lineage yet: with a peer it is a secondary until it
+is promoted, and two blank nodes are in sync without a copy. Nothing is ever
+overwritten.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			accept := pmem.Cacheline
@@ -29,6 +30,9 @@ are in sync without a copy. Nothing is ever overwritten.`,
 				accept = pmem.Paged
 			}
 			path := args[0]
+			if ring == 0 {
+				return usageErrorf("--journal-size is 0")
+			}
 			if err := nvmmirror.Create(path, nvmmirror.CreateOptions{Size: int64(volume), JournalSize: int64(ring), Accept: accept}); err != nil {
 				return err
 			}

@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-const demoTime = 30 * time.Second // the longest that it may take
+// demoTime is the longest that it may take.
+const demoTime = 30 * time.Second * slowdown
 
 // demoRun is a demonstration in a process of its own.
 type demoRun struct {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/nvmmirror/nvmmirror"
 	"github.com/nvmmirror/nvmmirror/internal/admin"
+	"github.com/nvmmirror/nvmmirror/internal/config"
 	"github.com/nvmmirror/nvmmirror/journal"
 )
 
@@ -42,15 +43,19 @@ func exitCode(err error) int {
 	var answer *admin.Error
 	var refused *nvmmirror.RefusedError
 	var corrupt *nvmmirror.CorruptError
+	var length *nvmmirror.LengthError
 	var damage *journal.DamageError
+	var wrong *config.Error
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &coded):
 		return coded.code
+	case errors.As(err, &wrong):
+		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused
-	case errors.As(err, &corrupt), errors.As(err, &damage):
+	case errors.As(err, &corrupt), errors.As(err, &length), errors.As(err, &damage):
 		return exitDamage
 	case errors.As(err, &answer):
 		switch answer.Kind {

@@ -135,7 +135,7 @@ func TestInspection(t *testing.T) {
 	os.Remove(copied)
 	write(image[:len(image)-1])
 	fails(t, exitDamage, []string{"check", copied}, copied)
-	fails(t, exitFailed, []string{"info", copied}, copied, "cut off")
+	fails(t, exitDamage, []string{"info", copied}, copied, "cut off")
 	os.Remove(copied)
 	write([]byte("something else"))
 	for _, command := range []string{"info", "check"} {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/nvmmirror/nvmmirror/internal/admin"
+	"github.com/nvmmirror/nvmmirror/internal/loopback"
 )
 
 // program is the built binary: the tests run it as a user would.
@@ -129,16 +129,6 @@ func directory(t testing.TB) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(d) })
 	return d
-}
-
-func port(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // node is a daemon under test, with its files.
@@ -304,7 +294,7 @@ func newNode(t testing.TB, dir, name, top, peer string) *node {
 func pairOf(t testing.TB, top, timeout string, keys [2]string) (a, b *node) {
 	t.Helper()
 	dir := directory(t)
-	addr := [2]string{fmt.Sprintf("127.0.0.1:%d", port(t)), fmt.Sprintf("127.0.0.1:%d", port(t))}
+	addr := [2]string{loopback.AddrPort(t).String(), loopback.AddrPort(t).String()}
 	var nodes [2]*node
 	for i, name := range []string{"a", "b"} {
 		key := filepath.Join(dir, name+".key")

@@ -108,6 +108,7 @@ func TestCreateRefused(t *testing.T) {
 		{"128TiB", "2MiB", exitFailed, "up to 64 TiB"},
 		{"4MiB", "3MiB", exitFailed, "journal size 3145728 is not a multiple"},
 		{"4MiB", "1MiB", exitFailed, "journal size 1048576 is not a multiple"},
+		{"4MiB", "0", exitUsage, "--journal-size is 0"},
 	} {
 		fails(t, c.code, []string{"create", path, "--size", c.size, "--journal-size", c.journal, "--emulate"}, c.want)
 	}

@@ -6,11 +6,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/nvmmirror/nvmmirror/internal/loopback"
 )
 
 func random(t testing.TB, n int) []byte {
@@ -51,8 +54,8 @@ func TestPair(t *testing.T) {
 		t.Error("what was read is not what was written")
 	}
 	// Both are refused on a secondary, which names the primary.
-	b.fails(exitFailed, []string{"read", "--offset", "0", "--length", "1"}, "this node is a secondary; the primary is 127.0.0.1")
-	check(t, b.write(0, []byte("x")), exitFailed, []string{"write"}, "this node is a secondary; the primary is 127.0.0.1")
+	b.fails(exitFailed, []string{"read", "--offset", "0", "--length", "1"}, "this node is a secondary; the primary is "+loopback.Addr.String())
+	check(t, b.write(0, []byte("x")), exitFailed, []string{"write"}, "this node is a secondary; the primary is "+loopback.Addr.String())
 	b.fails(exitRefused, []string{"promote"}, "refused: ")
 	b.fails(exitFailed, []string{"continue-alone"}, "only a primary")
 	a.fails(exitRefused, []string{"continue-alone"}, "refused: ")
@@ -69,7 +72,7 @@ func TestPair(t *testing.T) {
 	if r := b.write(0, []byte("after the switch")); r.code != exitDone {
 		t.Errorf("%+v", r)
 	}
-	a.fails(exitFailed, []string{"read", "--offset", "0", "--length", "1"}, "this node is a secondary; the primary is 127.0.0.1")
+	a.fails(exitFailed, []string{"read", "--offset", "0", "--length", "1"}, "this node is a secondary; the primary is "+loopback.Addr.String())
 	for _, n := range []*node{a, b} {
 		if code := n.stop(syscall.SIGTERM); code != exitDone {
 			t.Errorf("%s: exit %d", n.name, code)
@@ -152,7 +155,7 @@ func TestPromoteRefused(t *testing.T) {
 		a.start()
 		start := time.Now()
 		a.fails(exitRefused, []string{"promote"}, "this node is blank, and no equally blank peer is connected", "force")
-		if d := time.Since(start); d < 9*time.Second || d > 15*time.Second {
+		if d := time.Since(start); d < 9*time.Second || d > 15*time.Second*slowdown {
 			t.Errorf("after %v, not 10 s", d)
 		}
 		a.must("promote", "--force")
@@ -266,17 +269,28 @@ func TestWrongKey(t *testing.T) {
 			}
 			for _, n := range []*node{a, b} {
 				n.eventually("telling of the key", func() bool { return told(n.now().Reason) && told(n.log.String()) })
-				if d := time.Since(start); d > 3*time.Second {
+				if d := time.Since(start); d > 3*time.Second*slowdown {
 					t.Errorf("%s: told after %v", n.name, d)
 				}
 				if s := n.status(); s.Peer != "lost" || s.Counters.MD5Failures == 0 {
 					t.Errorf("%s: %s, %+v", n.name, s.Peer, s.Counters)
 				}
 			}
-			// Not once for each attempt.
-			a.eventually("dialled again", func() bool { return a.now().Counters.DialFailures >= 3 })
-			if n := strings.Count(a.log.String(), `"msg":"peer lost"`); n > 2 {
-				t.Errorf("logged %d times", n)
+			// Not once for each attempt: of other tests' connections the
+			// machine's counters rise as well, some at one attempt, some at
+			// another.
+			a.eventually("dialled again", func() bool { return a.now().Counters.DialFailures >= 4 })
+			figures := regexp.MustCompile(`[0-9]+`)
+			said := map[string]bool{}
+			for _, m := range regexp.MustCompile(`"msg":"peer lost","reason":"(.*)"`).FindAllStringSubmatch(a.log.String(), -1) {
+				if reason := figures.ReplaceAllString(m[1], "N"); said[reason] {
+					t.Errorf("logged again: %s", reason)
+				} else {
+					said[reason] = true
+				}
+			}
+			if len(said) == 0 {
+				t.Error("no reason in the log")
 			}
 			a.fails(exitFailed, []string{"wait", "--for", "connected", "--timeout", "50ms"}, "TCPMD5Failure")
 		})

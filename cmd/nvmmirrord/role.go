@@ -11,7 +11,15 @@ import (
 
 // say prints what a change of role, or a wait, has led to.
 func say(cmd *cobra.Command, s admin.Status) {
-	fmt.Fprintf(cmd.OutOrStdout(), "%s, epoch %v, LSN %v, peer %s\n", s.Role, s.Epoch, s.Committed, s.Peer)
+	fmt.Fprintf(cmd.OutOrStdout(), "%s%s, epoch %v, LSN %v, peer %s\n", s.Role, waits(s), s.Epoch, s.Committed, s.Peer)
+}
+
+// waits says that a primary does not serve.
+func waits(s admin.Status) string {
+	if s.Role == "primary" && !s.Serving {
+		return ", not serving yet"
+	}
+	return ""
 }
 
 func newPromoteCommand() *cobra.Command {

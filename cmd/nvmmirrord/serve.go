@@ -16,6 +16,7 @@ import (
 	"github.com/nvmmirror/nvmmirror/internal/admin"
 	"github.com/nvmmirror/nvmmirror/internal/config"
 	"github.com/nvmmirror/nvmmirror/replicate"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
 // liveJournal shows the journal of the daemon's own volume; journal.go sets
@@ -30,7 +31,7 @@ func newServeCommand() *cobra.Command {
 		Short: "Run a node until SIGTERM",
 		Long: `Run a node in the role that its region remembers, until SIGTERM or SIGINT, then
 stop cleanly. No file sets the role: a new region is a secondary that waits to be
-promoted, or for a primary.`,
+promoted, or for a primary. Without a peer it is the primary at once.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), file, level) },
 	}
@@ -63,10 +64,10 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 	if err != nil {
 		return err
 	}
-	var key []byte
+	var peer transport.Transport
 	if cfg.Peer != nil {
-		if key, err = cfg.Peer.LoadKey(); err != nil {
-			return fmt.Errorf("%s: peer.key_file: %w", file, err)
+		if peer, err = cfg.Peer.NewTransport(file); err != nil {
+			return err
 		}
 	}
 	log, err := newLogger(level)
@@ -83,7 +84,7 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 		return err
 	}
 	defer l.Close()
-	opt := cfg.Options(key)
+	opt := cfg.Options(peer)
 	opt.Logger = log
 	v, err := nvmmirror.Open(cfg.Region, opt)
 	if err != nil {
@@ -96,6 +97,10 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 		d.Timeout, d.Heartbeat, d.ReadLease = p.Timeout.String(), heartbeat.String(), lease.String()
 	}
 	announce(log, v, &d)
+	if t, ok := peer.(*transport.TLS); ok {
+		own, other := t.Pins()
+		log.Info("TLS keys", zap.Stringer("own", own), zap.Stringer("peer", other))
+	}
 	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: liveJournal, Log: log})
 	s.Serve(l)
 	w := startWatch(v, log)
@@ -126,7 +131,7 @@ func announce(log *zap.Logger, v *nvmmirror.Volume, d *admin.Daemon) {
 		zap.Any("recovery", s.Recovery), zap.String("version", d.Version), zap.String("socket", d.Socket),
 	}
 	if d.Timeout != "" {
-		fields = append(fields, zap.String("listen", d.Listen), zap.String("peer", d.Address),
+		fields = append(fields, zap.String("listen", d.Listen), zap.String("peer", d.Address), zap.String("transport", s.Transport),
 			zap.String("timeout", d.Timeout), zap.String("heartbeat", d.Heartbeat), zap.String("read_lease", d.ReadLease))
 	}
 	log.Info("region open", fields...)

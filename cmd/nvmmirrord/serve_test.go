@@ -114,15 +114,18 @@ func TestServeBadConfig(t *testing.T) {
 	serve := []string{"serve", "--config", config}
 	fails(t, exitFailed, serve, config, "no such file")
 	// The table of bad configurations is the config package's test.
-	for text, want := range map[string]string{
-		"region = \"/r\"\nrole = \"primary\"\n": config + ":2:1: role: unknown key",
-		"ack = \"both\"\n":                      config + ": region: is missing",
-		"region = \"" + dir + "/none.nvm\"\n[admin]\nsocket = \"" + dir + "/s.sock\"\n": dir + "/none.nvm: no such file",
+	for _, c := range []struct {
+		text, want string
+		exit       int
+	}{
+		{"region = \"/r\"\nrole = \"primary\"\n", config + ":2:1: role: unknown key", exitUsage},
+		{"ack = \"both\"\n", config + ": region: is missing", exitUsage},
+		{"region = \"" + dir + "/none.nvm\"\n[admin]\nsocket = \"" + dir + "/s.sock\"\n", dir + "/none.nvm: no such file", exitFailed},
 	} {
-		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(config, []byte(c.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		fails(t, exitFailed, serve, want)
+		fails(t, c.exit, serve, c.want)
 	}
 	region := filepath.Join(dir, "other.nvm")
 	if err := os.WriteFile(region, bytes.Repeat([]byte("precious"), 1<<20), 0o600); err != nil {

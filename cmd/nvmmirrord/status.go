@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nvmmirror/nvmmirror/internal/admin"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
 // outputFlag is the -o flag of commands that inspect something.
@@ -71,8 +72,11 @@ func printStatus(to io.Writer, s *admin.Status) error {
 	}
 	volume, ring := size(s.Size), size(s.Journal)
 	row("region", "%s  (volume %v, journal %v, class %s)", s.Path, &volume, &ring, s.Class)
-	row("role", "%s, %s the title%s", s.Role, has(s.Title, "with", "without"), has(s.Role == "primary" && !s.Serving, ", not serving yet", ""))
+	row("role", "%s, %s the title%s", s.Role, has(s.Title, "with", "without"), waits(*s))
 	row("peer", "%s%s", s.Peer, has(s.Reason == "", "", "  ("+s.Reason+")"))
+	if s.Transport != "" {
+		row("transport", "%s, %d connections for long transactions%s", s.Transport, s.Lanes, has(s.Transport == transport.NamePlain, "  (nothing tells the peer from others but its address)", ""))
+	}
 	if s.Resync != nil {
 		row("resync", "%d of %d bytes", s.Resync.Done, s.Resync.Total)
 	}

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	watchEvery  = time.Second
+	watchEvery  = 4 * time.Second // what is degraded lasts; each look wakes an idle processor
 	remindEvery = time.Minute
 )
 
@@ -26,7 +26,7 @@ type watch struct {
 	quit chan struct{}
 	wg   sync.WaitGroup
 
-	degraded []string // as said last, without figures
+	degraded []string // as said last, without figures and advice
 	said     time.Time
 	state    string
 }
@@ -56,10 +56,12 @@ func (w *watch) stop() {
 
 func (w *watch) look(now time.Time) {
 	s := w.v.Status()
-	// Figures grow while a reason stays the same.
+	// Figures grow, and which counters do differs from one attempt to the
+	// next, while a reason stays the same.
 	var same []string
 	for _, d := range s.Degraded {
-		same = append(same, withoutFigures(d))
+		reason, _, _ := strings.Cut(d, ";")
+		same = append(same, withoutFigures(reason))
 	}
 	switch {
 	case len(same) == 0 && len(w.degraded) > 0:

@@ -75,6 +75,8 @@ func Boot(ctx context.Context, k *Kernel, memory []*Memory) (*Guest, error) {
 	if _, err := unix.FcntlInt(g.console.Fd(), unix.F_SETFL, unix.O_APPEND); err != nil {
 		return nil, errors.Join(fmt.Errorf("vm: %w", err), g.console.Close())
 	}
+	// no_timer_check: a kernel that gets no tick from the 8254 within some ms panics,
+	// and QEMU's thread that gives them may not run for so long on a busy machine.
 	// Inherited files begin at descriptor 3; QEMU opens each by its path anew.
 	files := []*os.File{initramfs, g.console}
 	args := []string{
@@ -82,7 +84,7 @@ func Boot(ctx context.Context, k *Kernel, memory []*Memory) (*Guest, error) {
 		"-smp", "2", "-m", "2G,slots=4,maxmem=12G",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", k.image, "-initrd", "/dev/fd/3",
-		"-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on",
+		"-append", "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on no_timer_check",
 		"-chardev", "file,id=console,path=/dev/fd/4,append=on",
 		"-serial", "chardev:console", "-serial", "stdio",
 		"-fsdev", "local,id=root,path=/,readonly=on,security_model=none,multidevs=remap",

@@ -15,12 +15,14 @@ var initScript []byte
 //go:embed agent.sh
 var agentScript []byte
 
-// modules are what the guest loads: its root, and the memory under test. The
-// last of them are not wanted by name, but by checksums in the file systems.
+// modules are what the guest loads: its root, the memory under test, and the
+// kernel's MD5 for sockets. Those of a CRC are not wanted by name, but by
+// checksums in the file systems.
 var modules = []string{
 	"virtio_pci", "9pnet_virtio", "9p", "overlay",
 	"nfit", "nd_pmem", "dax_pmem", "device_dax",
 	"crc32c_generic", "crc32c_intel", "ext4", "xfs",
+	"algif_hash", "md5",
 }
 
 // initramfs is the archive that the guest starts from.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 )
@@ -40,13 +41,34 @@ func FindKernel() (*Kernel, error) {
 		return nil, fmt.Errorf("%w: %d releases in %s/lib/modules", ErrMissing, len(releases), dir)
 	}
 	k.modules = releases[0]
-	if k.qemu, err = exec.LookPath("qemu-system-x86_64"); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMissing, err)
+	if runtime.GOARCH != "amd64" {
+		return nil, fmt.Errorf("%w: the guest runs programs of this host, and is amd64, not %s", ErrMissing, runtime.GOARCH)
 	}
-	if k.busybox, err = exec.LookPath("busybox"); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrMissing, err)
+	for tool, path := range map[string]*string{"qemu-system-x86_64": &k.qemu, "busybox": &k.busybox, "ndctl": nil, "blkid": nil, "mkfs.ext4": nil, "mkfs.xfs": nil} {
+		found, err := lookPath(tool)
+		if err != nil {
+			return nil, err
+		}
+		if path != nil {
+			*path = found
+		}
 	}
 	return k, nil
+}
+
+// lookPath also finds what only root has in its path.
+func lookPath(tool string) (string, error) {
+	path, err := exec.LookPath(tool)
+	for _, dir := range []string{"/usr/sbin/", "/sbin/"} {
+		if err == nil {
+			return path, nil
+		}
+		path, err = exec.LookPath(dir + tool)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: no %s", ErrMissing, tool)
+	}
+	return path, nil
 }
 
 // Release is the kernel's version.

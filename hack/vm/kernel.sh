@@ -4,9 +4,10 @@
 # unpacked. The kernel is also decompressed, which halves the time that an
 # emulated machine takes to boot.
 set -eu
-for tool in qemu-system-x86_64 busybox ndctl mkfs.xfs mkfs.ext4; do
-	command -v $tool >/dev/null || PATH=$PATH:/usr/sbin:/sbin command -v $tool >/dev/null || {
-		echo "hack/vm: no $tool: apt-get install qemu-system-x86 busybox-static ndctl xfsprogs e2fsprogs kmod" >&2
+PATH=$PATH:/usr/sbin:/sbin
+for tool in qemu-system-x86_64 busybox ndctl blkid mkfs.xfs mkfs.ext4 depmod xz dpkg-deb; do
+	command -v $tool >/dev/null || {
+		echo "hack/vm: no $tool: on Debian for amd64, apt-get install qemu-system-x86 busybox-static ndctl xfsprogs e2fsprogs util-linux kmod xz-utils" >&2
 		exit 1
 	}
 done
@@ -15,14 +16,14 @@ if [ -e "$cache/kernel/vmlinux" ]; then
 	echo "$cache/kernel"
 	exit 0
 fi
-PATH=$PATH:/usr/sbin:/sbin
 mkdir -p "$cache"
 tmp=$(mktemp -d "$cache/new-XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
 # What the metapackage depends on: the current kernel.
 package=$(apt-cache depends linux-image-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
 [ -n "$package" ] || { echo "hack/vm: apt knows no linux-image-amd64: apt-get update, on Debian for amd64" >&2; exit 1; }
-(cd "$tmp" && apt-get download -qq "$package" >&2 && dpkg-deb -x "$package"_*.deb unpacked && rm -f "$package"_*.deb)
+(cd "$tmp" && apt-get download -qq "$package" >&2 || { echo "hack/vm: $package was not downloaded: apt-get update, and look whether the mirror answers" >&2; exit 1; }
+	dpkg-deb -x "$package"_*.deb unpacked && rm -f "$package"_*.deb)
 mkdir "$tmp/kernel"
 release=$(basename "$tmp"/unpacked/boot/vmlinuz-*)
 release=${release#vmlinuz-}

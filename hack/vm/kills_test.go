@@ -16,6 +16,11 @@ import (
 // of earlyKills, where that comes at some moment of the recovery before.
 const killRounds = 12
 
+const (
+	patience = 30 * time.Second // for each thing that recovery waits for
+	killTime = 3 * time.Second  // the moment of a kill is drawn from so much
+)
+
 var earlyKills = []int{4, 9} // after a restart of the pair, and in a failover
 
 // kills is a guest that is killed under load again and again, and what the
@@ -35,10 +40,10 @@ type kills struct {
 
 // testKills kills the guest at random moments, boots it again on the same
 // NVDIMMs, and lets it recover and compare.
-func testKills(t *testing.T, k *Kernel, bin string) {
+func testKills(t *testing.T, k *Kernel, bin string, failures *strings.Builder) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	r := &kills{machine: newMachine(t, k), bin: bin, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), acked: map[string]uint64{}}
+	r := &kills{machine: newMachine(t, k, failures), bin: bin, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), acked: map[string]uint64{}}
 	start := time.Now()
 	for n := range killRounds + 1 {
 		if n > 0 {
@@ -61,16 +66,18 @@ func (r *kills) round(n int) {
 	first, last := n == 0, n == killRounds
 	failover := n%2 == 1
 	early := slices.Contains(earlyKills, n)
-	command := fmt.Sprintf("%s/load -seed %d -devdax %s -acknowledged %s -create=%v -failover=%v -idle=%v",
-		r.bin, r.seed, r.device, r.known(), first, failover, last)
-	ctx, cancel := context.WithTimeout(r.t.Context(), 3*time.Minute)
+	command := fmt.Sprintf("%s/load -seed %d -patience %v -devdax %s -acknowledged %s -create=%v -failover=%v -idle=%v",
+		r.bin, r.seed, r.within(patience), r.device, r.known(), first, failover, last)
+	limit := r.within(3 * patience)
+	ctx, cancel := context.WithTimeoutCause(r.t.Context(), limit, fmt.Errorf("not done within %v", limit))
 	defer cancel()
 	var timer *time.Timer
-	kill := func(most time.Duration) {
-		timer = time.AfterFunc(time.Duration(r.rng.Int64N(int64(most))), r.Kill)
+	kill := func() {
+		most := float64(killTime) * max(1, float64(r.took)/float64(quietBoot))
+		timer = time.AfterFunc(time.Duration(r.rng.Float64()*most), r.Kill)
 	}
 	if early {
-		kill(3 * time.Second)
+		kill()
 	}
 	loading := false
 	before, began := r.heard, time.Now()
@@ -96,7 +103,7 @@ func (r *kills) round(n int) {
 			loading = true
 			recovered = time.Since(began)
 			if !last && !early {
-				kill(3 * time.Second)
+				kill()
 			}
 		default:
 			problem = append(problem, line)
@@ -107,7 +114,7 @@ func (r *kills) round(n int) {
 	}
 	ended := errors.Is(err, ErrEnded) && !last || err == nil && status == 0 && last
 	if !ended || len(problem) > 0 {
-		r.t.Fatalf("round %d of seed %d: status %d, %v\n%s\n%s", n, r.seed, status, err, command, strings.Join(problem, "\n"))
+		r.fatalf("round %d of seed %d: status %d, %v\n%s\n%s", n, r.seed, status, err, command, strings.Join(problem, "\n"))
 	}
 	if last {
 		return

@@ -55,6 +55,7 @@ var metrics = []metric{
 	gauge("title", "1 where the node holds the title.", func(s st, _ kc) float64 { return truth(s.Title) }),
 	gauge("serving", "1 where transactions are taken.", func(s st, _ kc) float64 { return truth(s.Serving) }),
 	gauge("in_sync", "1 where the peer is in sync.", func(s st, _ kc) float64 { return truth(s.Peer == "in-sync") }),
+	gauge("connections", "Connections for long transactions that are up.", func(s st, _ kc) float64 { return float64(s.Lanes) }),
 	gauge("degraded", "Number of reasons that status lists under degraded.", func(s st, _ kc) float64 { return float64(len(s.Degraded)) }),
 	gauge("volume_bytes", "Size of the volume.", func(s st, _ kc) float64 { return float64(s.Size) }),
 	gauge("journal_bytes", "Size of the journal.", func(s st, _ kc) float64 { return float64(s.Journal) }),

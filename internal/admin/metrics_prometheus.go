@@ -30,8 +30,12 @@ func newCollector(v *nvmmirror.Volume) *collector {
 			c.descs[m.name] = prometheus.NewDesc(m.name, m.help, nil, nil)
 		}
 	}
+	c.descs[transportMetric] = prometheus.NewDesc(transportMetric, "1 for the transport to the peer; none on a standalone node.", []string{"transport"}, nil)
 	return c
 }
+
+// transportMetric is the one with a label.
+const transportMetric = "nvmmirror_transport_info"
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
@@ -44,6 +48,9 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	s := c.v.Status()
 	c.emit(ch, metrics, &s, nil)
+	if s.Transport != "" {
+		ch <- prometheus.MustNewConstMetric(c.descs[transportMetric], prometheus.GaugeValue, 1, s.Transport)
+	}
 	k, err := transport.ReadCounters()
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(c.descs[kernelMetrics[0].name], err)

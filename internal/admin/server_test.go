@@ -23,7 +23,7 @@ import (
 )
 
 // serveVolume serves a blank volume on a socket.
-func serveVolume(t *testing.T, peer *nvmmirror.Peer, hook JournalFunc) (*Server, *Client, string) {
+func serveVolume(t testing.TB, peer *nvmmirror.Peer, hook JournalFunc) (*Server, *Client, string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "nvmmirror-test-")
 	if err != nil {

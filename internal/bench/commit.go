@@ -15,6 +15,7 @@ import (
 
 	"github.com/nvmmirror/nvmmirror"
 	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
 // CommitResult is what [Commit] measured. Ratios are to the raw floor: the
@@ -34,18 +35,19 @@ type CommitResult struct {
 	Resident          int64 `json:"rss_bytes"` // the larger of the two
 	ResidentPrimary   int64 `json:"rss_primary_bytes"`
 	ResidentSecondary int64 `json:"rss_secondary_bytes"`
-	Histograms        int64 `json:"histogram_bytes"` // of the primary's: the measurement's own, at most
+	Own               int64 `json:"own_bytes"` // of the primary's: this measurement's histograms and buffers, at most
 
-	FloorP50  float64 `json:"floor_p50_us"`
-	FloorP99  float64 `json:"floor_p99_us"`
-	FloorP999 float64 `json:"floor_p999_us"`
-	FloorMax  float64 `json:"floor_max_us"`
-	FloorRate float64 `json:"floor_rounds_per_s"`
-	FloorMB   float64 `json:"floor_mb_per_s"`
-	FloorCPU  float64 `json:"floor_cpu_s_per_gib"`
+	FloorP50    float64 `json:"floor_p50_us"`
+	FloorP99    float64 `json:"floor_p99_us"`
+	FloorP999   float64 `json:"floor_p999_us"`
+	FloorMax    float64 `json:"floor_max_us"`
+	FloorRounds int64   `json:"floor_rounds"`
+	FloorRate   float64 `json:"floor_rounds_per_s"`
+	FloorMB     float64 `json:"floor_mb_per_s"`
+	FloorCPU    float64 `json:"floor_cpu_s_per_gib"`
 
 	RatioP50 float64 `json:"ratio_p50"`
-	RatioP99 float64 `json:"ratio_p99"`
+	RatioP99 float64 `json:"ratio_p99,omitempty"` // of ends that were scheduled alike only
 	RatioMB  float64 `json:"ratio_mb"`
 	RatioCPU float64 `json:"ratio_cpu"`
 
@@ -55,6 +57,7 @@ type CommitResult struct {
 	Transport   string  `json:"transport"`
 	Connections int     `json:"connections"`
 	Poll        string  `json:"poll"`
+	Placement   string  `json:"placement"`
 	RegionSize  int64   `json:"region_size"`
 	JournalSize int64   `json:"journal_size"`
 	Class       string  `json:"class"`     // of the memory
@@ -103,6 +106,7 @@ type pair struct {
 	load    *load
 
 	profiled func() error // ends the profile
+	unplace  func() error
 }
 
 func startPair(ctx context.Context, o CommitOptions, dir string) (_ *pair, err error) {
@@ -118,8 +122,16 @@ func startPair(ctx context.Context, o CommitOptions, dir string) (_ *pair, err e
 		if err != nil {
 			return nil, err
 		}
+		if o.Transport == TLS {
+			if _, _, _, err := transport.GenerateTLSKey(p.region[i]); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if p.child, err = startChild(o.Program, netns.None()); err != nil {
+		return nil, err
+	}
+	if p.unplace, err = p.child.place(o.placement()); err != nil {
 		return nil, err
 	}
 	addr, err := freeAddresses()
@@ -127,7 +139,14 @@ func startPair(ctx context.Context, o CommitOptions, dir string) (_ *pair, err e
 		return nil, err
 	}
 	job := func(own int) nodeJob {
-		return nodeJob{p.region[own], addr[own], addr[1-own], o.Transport, p.key, o.Ack, o.Poll, o.profile(own)}
+		j := nodeJob{
+			Region: p.region[own], Listen: addr[own], Peer: addr[1-own], Transport: o.Transport, Key: p.key,
+			Ack: o.Ack, Poll: o.Poll, Lanes: o.Connections, Profile: o.profile(own),
+		}
+		if o.Transport == TLS {
+			j.TLSKey, j.TLSPeer = p.region[own]+".key", p.region[1-own]+".pub"
+		}
+		return j
 	}
 	second := job(1)
 	if _, err := p.child.ask(request{Op: opNode, Node: &second}); err != nil {
@@ -138,6 +157,9 @@ func startPair(ctx context.Context, o CommitOptions, dir string) (_ *pair, err e
 		return nil, err
 	}
 	if p.profiled, err = first.profile(); err != nil {
+		return nil, err
+	}
+	if err := await(ctx, "connected", func() (bool, error) { return p.primary.Status().Peer == "connected", nil }); err != nil {
 		return nil, err
 	}
 	if err := p.primary.Promote(ctx, false); err != nil {
@@ -154,6 +176,9 @@ func (p *pair) end() (err error) {
 	}
 	if p.primary != nil {
 		err = errors.Join(err, p.primary.Close())
+	}
+	if p.unplace != nil {
+		err = errors.Join(err, p.unplace())
 	}
 	if p.child != nil {
 		err = errors.Join(err, p.child.end())
@@ -193,7 +218,7 @@ func (p *pair) quiesce(ctx context.Context) error {
 }
 
 func (p *pair) measure(ctx context.Context) (*CommitResult, error) {
-	host, err := thisHost()
+	host, err := ThisHost()
 	if err != nil {
 		return nil, err
 	}
@@ -299,16 +324,21 @@ func (m *measured) result(l *load) *CommitResult {
 		CPU:      m.usage.cpu().Seconds() / (float64(l.commits()) * bytes / gib),
 		Allocs:   float64(m.usage.Allocs) / float64(l.commits()),
 		Resident: max(m.rss[0], m.rss[1]), ResidentPrimary: m.rss[0], ResidentSecondary: m.rss[1],
-		Histograms: l.histogramBytes(),
-		FloorP50:   f.P50, FloorP99: f.P99, FloorP999: f.P999, FloorMax: f.Max,
+		Own: l.ownBytes(), FloorRounds: f.Count,
+		FloorP50: f.P50, FloorP99: f.P99, FloorP999: f.P999, FloorMax: f.Max,
 		FloorRate: float64(f.Count) / m.pinged.Seconds(),
 		FloorMB:   float64(m.streamed) / 1e6 / m.streaming.Seconds(),
 		FloorCPU:  m.streamCPU.Seconds() / (float64(m.streamed) / gib),
 		Size:      m.o.Size, Committers: m.o.Committers, Ack: string(m.o.Ack), Transport: string(m.o.Transport),
-		Connections: m.o.Connections, Poll: poll, RegionSize: m.o.RegionSize, JournalSize: m.o.JournalSize,
+		Connections: m.o.Connections, Poll: poll, Placement: string(m.o.placement()), RegionSize: m.o.RegionSize, JournalSize: m.o.JournalSize,
 		Seconds: l.took.Seconds(),
 	}
-	r.RatioP50, r.RatioP99 = r.P50/r.FloorP50, r.P99/r.FloorP99
+	r.RatioP50 = r.P50 / r.FloorP50
+	// A tail is made by the scheduler: where that had its choice, mirror and
+	// floor have had different ones.
+	if m.o.placement() != Free {
+		r.RatioP99 = r.P99 / r.FloorP99
+	}
 	r.RatioMB, r.RatioCPU = r.MB/r.FloorMB, r.CPU/r.FloorCPU
 	return r
 }

@@ -66,10 +66,10 @@ func (l *load) histogram() *hdrhistogram.Histogram {
 	return all
 }
 
-// histogramBytes is what the histograms take where all of them is touched.
-func (l *load) histogramBytes() (n int64) {
+// ownBytes is what histograms and buffers take where all of them is touched.
+func (l *load) ownBytes() (n int64) {
 	for c := range l.of {
-		n += int64(l.of[c].hist.ByteSize())
+		n += int64(l.of[c].hist.ByteSize()) + l.size
 	}
 	return n
 }

@@ -2,6 +2,8 @@ package bench
 
 import (
 	"fmt"
+	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +28,7 @@ type CommitOptions struct {
 	Transport   Transport
 	Connections int
 	Poll        time.Duration // before a wait sleeps
+	Placement   Placement     // of the two nodes; "" is Auto
 	RegionSize  int64         // of the volume
 	JournalSize int64
 	Duration    time.Duration // of the commits; the floor comes on top
@@ -51,12 +54,14 @@ func (o *CommitOptions) Check() error {
 		return bad("committers", "%d is not at least 1", o.Committers)
 	case o.Ack != nvmmirror.AckBoth && o.Ack != nvmmirror.AckAsync:
 		return bad("ack", "%q is not both or async", o.Ack)
-	case o.Transport != MD5Sig && o.Transport != Plain:
-		return bad("transport", "%q is not md5sig or plain, the pair's transports", o.Transport)
-	case o.Connections != 1:
-		return bad("connections", "%d: the pair has 1 connection so far", o.Connections)
+	case o.Transport != MD5Sig && o.Transport != TLS && o.Transport != Plain:
+		return bad("transport", "%q is not md5sig, tls or plain, the pair's transports", o.Transport)
+	case o.Connections < 1 || o.Connections > 16:
+		return bad("connections", "%d is not from 1 to 16", o.Connections)
 	case o.Poll > maxPoll || o.Poll < 0 && o.Poll != PollOff:
 		return bad("poll", "%v is not auto, off, or from 0s to %v", o.Poll, maxPoll)
+	case !o.Placement.known():
+		return bad("placement", "%q is not auto, apart, together or free", o.Placement)
 	case o.RegionSize < block || o.RegionSize%block != 0:
 		return bad("region-size", "%d is not a positive multiple of %d bytes", o.RegionSize, block)
 	case o.JournalSize < nvmmirror.MinJournal || o.JournalSize%nvmmirror.MinJournal != 0:
@@ -67,6 +72,28 @@ func (o *CommitOptions) Check() error {
 		return bad("duration", "%v is shorter than a millisecond", o.Duration)
 	}
 	return nil
+}
+
+// PairTransports are those that a pair can have.
+func PairTransports() []Transport {
+	return slices.DeleteFunc(Transports(), func(t Transport) bool {
+		o := CommitOptions{
+			Size: 1, Committers: 1, Ack: nvmmirror.AckBoth, Transport: t, Connections: 1,
+			RegionSize: 1 << 20, JournalSize: nvmmirror.MinJournal, Duration: time.Second,
+		}
+		return o.Check() != nil
+	})
+}
+
+// placement is what Auto stands for.
+func (o *CommitOptions) placement() Placement {
+	switch {
+	case o.Placement != Auto && o.Placement != "":
+		return o.Placement
+	case o.Committers == 1 && o.Connections == 1 && runtime.NumCPU() > 1:
+		return Apart
+	}
+	return Free
 }
 
 func (o *CommitOptions) profile(node int) string {

@@ -9,17 +9,24 @@ import (
 // Print shows the result to people.
 func (r *CommitResult) Print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(to, "%d commits of %d bytes, %d outstanding, ack %s, %s, %d connection, poll %s, %s memory, %.1f s\n",
-		r.Commits, r.Size, r.Committers, r.Ack, r.Transport, r.Connections, r.Poll, r.Class, r.Seconds)
+	fmt.Fprintf(to, "%d commits of %d bytes, %d outstanding, ack %s, %s, %d connection, poll %s, placed %s, %s memory, %.1f s\n",
+		r.Commits, r.Size, r.Committers, r.Ack, r.Transport, r.Connections, r.Poll, r.Placement, r.Class, r.Seconds)
 	fmt.Fprintf(to, "%s, %d processors, Linux %s, load %s\n\n", r.Host.CPU, r.Host.Processors, r.Host.Kernel, r.Host.Load)
 	row := func(name, format string, mirror, floor, ratio float64) {
 		fmt.Fprintf(w, "%s\t"+format+"\t"+format+"\t%.2f\t\n", name, mirror, floor, ratio)
 	}
+	tail := func(name string, mirror, floor float64) {
+		if r.Placement == string(Free) {
+			fmt.Fprintf(w, "%s\t%.2f\t%.2f\t\t\n", name, mirror, floor)
+			return
+		}
+		row(name, "%.2f", mirror, floor, mirror/floor)
+	}
 	fmt.Fprintf(w, "\tmirror\traw floor\tratio\t\n")
 	row("p50, µs", "%.2f", r.P50, r.FloorP50, r.RatioP50)
-	row("p99, µs", "%.2f", r.P99, r.FloorP99, r.RatioP99)
-	row("p99.9, µs", "%.2f", r.P999, r.FloorP999, r.P999/r.FloorP999)
-	row("max, µs", "%.2f", r.Max, r.FloorMax, r.Max/r.FloorMax)
+	tail("p99, µs", r.P99, r.FloorP99)
+	tail("p99.9, µs", r.P999, r.FloorP999)
+	tail("max, µs", r.Max, r.FloorMax)
 	row("commits or round trips a second", "%.0f", r.Rate, r.FloorRate, r.Rate/r.FloorRate)
 	row("MB/s, the floor's as a stream", "%.1f", r.MB, r.FloorMB, r.RatioMB)
 	row("CPU seconds per GiB, both ends", "%.2f", r.CPU, r.FloorCPU, r.RatioCPU)
@@ -27,7 +34,7 @@ func (r *CommitResult) Print(to io.Writer) error {
 		return err
 	}
 	const mib = 1 << 20
-	_, err := fmt.Fprintf(to, "\nmemory beside the region: primary %.1f MiB (up to %.1f of them this measurement's histograms), secondary %.1f MiB; %.3f allocations per commit\nboth regions are identical\n",
-		float64(r.ResidentPrimary)/mib, float64(r.Histograms)/mib, float64(r.ResidentSecondary)/mib, r.Allocs)
+	_, err := fmt.Fprintf(to, "\nmemory beside the region: primary %.1f MiB (up to %.1f of them this measurement's own), secondary %.1f MiB; %.3f allocations per commit\nboth regions are identical\n",
+		float64(r.ResidentPrimary)/mib, float64(r.Own)/mib, float64(r.ResidentSecondary)/mib, r.Allocs)
 	return err
 }

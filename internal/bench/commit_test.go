@@ -33,6 +33,8 @@ func TestCommit(t *testing.T) {
 		"plain":    func(*CommitOptions) {},
 		"md5sig":   func(o *CommitOptions) { o.Transport = MD5Sig },
 		"sleeping": func(o *CommitOptions) { o.Poll = PollOff },
+		"together": func(o *CommitOptions) { o.Poll, o.Placement = PollOff, Together },
+		"free":     func(o *CommitOptions) { o.Poll, o.Placement = PollOff, Free },
 		"async":    func(o *CommitOptions) { o.Ack = nvmmirror.AckAsync },
 		"many":     func(o *CommitOptions) { o.Committers, o.Size, o.Poll = 16, 100, time.Millisecond },
 		"large":    func(o *CommitOptions) { o.Size = 256 << 10 },
@@ -54,6 +56,10 @@ func TestCommit(t *testing.T) {
 			}
 			if got := r.P50 / r.FloorP50; got != r.RatioP50 {
 				t.Errorf("ratio %v, not %v", r.RatioP50, got)
+			}
+			// Tails are compared where both were scheduled alike.
+			if quoted := r.RatioP99 != 0; quoted != (r.Placement != string(Free)) {
+				t.Errorf("placed %s, with a ratio of p99 of %v", r.Placement, r.RatioP99)
 			}
 			// A plausible size, also with the race detector.
 			if r.Resident <= 0 || r.Resident > 128<<20 {
@@ -133,8 +139,9 @@ func TestCommitOptions(t *testing.T) {
 		"size":         func(o *CommitOptions) { o.Size = 0 },
 		"committers":   func(o *CommitOptions) { o.Committers = 0 },
 		"ack":          func(o *CommitOptions) { o.Ack = "all" },
-		"transport":    func(o *CommitOptions) { o.Transport = TLS13 },
-		"connections":  func(o *CommitOptions) { o.Connections = 2 },
+		"transport":    func(o *CommitOptions) { o.Transport = MD5User },
+		"connections":  func(o *CommitOptions) { o.Connections = 0 },
+		"placement":    func(o *CommitOptions) { o.Placement = "anywhere" },
 		"poll":         func(o *CommitOptions) { o.Poll = time.Minute },
 		"region-size":  func(o *CommitOptions) { o.RegionSize = 5000 },
 		"journal-size": func(o *CommitOptions) { o.JournalSize = 1 << 20 },

@@ -24,8 +24,9 @@ const (
 	opBegin     = "begin"  // answered before the work begins
 	opResult    = "result" // of the work, when it has ended
 	opHangUp    = "hang-up"
-	opPeak      = "peak" // most memory since the last opListen
-	opNode      = "node" // be the secondary of a pair
+	opPlace     = "place" // on processors
+	opPeak      = "peak"  // most memory since the last opListen
+	opNode      = "node"  // be the secondary of a pair
 	opNodeState = "node-state"
 	opNodeClose = "node-close"
 )
@@ -38,6 +39,8 @@ type request struct {
 	Node     *nodeJob `json:"node,omitempty"`
 	Memory   bool     `json:"memory,omitempty"` // with opNodeState
 
+	Processors []int `json:"processors,omitempty"` // with opPlace; none: as before
+
 	// The other end's own address and the driver's, with opHello to a child.
 	Local netip.Addr `json:"local,omitzero"`
 	Peer  netip.Addr `json:"peer,omitzero"`
@@ -47,7 +50,7 @@ type response struct {
 	Err    string        `json:"error,omitempty"`
 	Host   *Host         `json:"host,omitempty"`
 	Port   uint16        `json:"port,omitempty"`
-	Cert   []byte        `json:"cert,omitempty"`   // of the server
+	Pin    []byte        `json:"pin,omitempty"`    // of the server's TLS key
 	Reason string        `json:"reason,omitempty"` // why the transport does not work there
 	Usage  usage         `json:"usage,omitzero"`
 	Bytes  int64         `json:"bytes,omitempty"`
@@ -61,8 +64,8 @@ type response struct {
 type setup struct {
 	Transport   Transport `json:"transport"`
 	Connections int       `json:"connections"`
-	Key         []byte    `json:"key,omitempty"`  // of this run alone
-	Cert        []byte    `json:"cert,omitempty"` // of the driver
+	Key         []byte    `json:"key,omitempty"` // of this run alone
+	Pin         []byte    `json:"pin,omitempty"` // of the driver's TLS key
 }
 
 // OtherEndError is what the other end answered.
@@ -112,7 +115,7 @@ func (c *controller) open(ctx context.Context, s setup) (_ *session, err error) 
 	if err != nil {
 		return nil, err
 	}
-	s.Cert = d.cert()
+	s.Pin = d.pin()
 	resetPeak()
 	a, err := c.ask(request{Op: opListen, Setup: &s})
 	if err != nil {
@@ -152,7 +155,7 @@ func (c *controller) open(ctx context.Context, s setup) (_ *session, err error) 
 	}()
 	for len(fds) > 0 {
 		var l link
-		if l, err = d.link(&rawLink{fd: fds[0]}, a.Cert, false); err != nil {
+		if l, err = d.link(&rawLink{fd: fds[0]}, a.Pin, false); err != nil {
 			break
 		}
 		fds = fds[1:]

@@ -91,7 +91,8 @@ func TestResidentBeside(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all-beside < n || all-beside > n+8<<20 {
+	// The two are taken one after the other: the rest may have changed.
+	if all-beside < n-1<<20 || all-beside > n+8<<20 {
 		t.Errorf("%d bytes less of %d: the mapping has %d", all-beside, all, n)
 	}
 }

@@ -17,6 +17,12 @@ func record(h *hdrhistogram.Histogram, d time.Duration) {
 	_ = h.RecordValue(min(max(d, 1), longest).Nanoseconds()) // in range: no error
 }
 
+// encode is a histogram as other programs read it.
+func encode(h *hdrhistogram.Histogram) (string, error) {
+	b, err := h.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+	return string(b), err
+}
+
 // Latency sums a histogram up.
 type Latency struct {
 	Count int64   `json:"count"`

@@ -1,17 +1,31 @@
 package bench
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"testing"
 
 	"go.uber.org/goleak"
 )
 
-const childArgument = "bench-child"
+const (
+	childArgument  = "bench-child"
+	serverArgument = "bench-server"
+)
 
 // TestMain makes the test binary the other end, where it is started as that.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == serverArgument {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		defer stop()
+		if err := ServeWire(ctx, "127.0.0.1:0", os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) > 1 && os.Args[1] == childArgument {
 		if err := ServeChild(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)

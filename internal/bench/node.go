@@ -25,21 +25,36 @@ type nodeJob struct {
 	Transport Transport     `json:"transport"`
 	Key       []byte        `json:"key"`
 	Ack       nvmmirror.Ack `json:"ack"`
-	Poll      time.Duration `json:"poll"` // as nvmmirror.Peer.BusyPoll
+	Poll      time.Duration `json:"poll"`  // as nvmmirror.Peer.BusyPoll
+	Lanes     int           `json:"lanes"` // as nvmmirror.Peer.Connections
 	Profile   string        `json:"profile,omitempty"`
+	TLSKey    string        `json:"tls_key,omitempty"` // files, as in the daemon's configuration
+	TLSPeer   string        `json:"tls_peer,omitempty"`
 }
 
 func (j nodeJob) open() (*nvmmirror.Volume, error) {
-	peer := &nvmmirror.Peer{Listen: j.Listen, Address: j.Peer, Key: j.Key, Timeout: peerTimeout, BusyPoll: j.Poll}
+	peer := &nvmmirror.Peer{Listen: j.Listen, Address: j.Peer, Key: j.Key, Timeout: peerTimeout, BusyPoll: j.Poll, Connections: j.Lanes}
+	a, err := netip.ParseAddrPort(j.Peer)
+	if err != nil {
+		return nil, err
+	}
+	o := transport.Options{UserTimeout: peerTimeout}
 	switch j.Transport {
 	case MD5Sig:
-	case Plain:
-		a, err := netip.ParseAddrPort(j.Peer)
+	case TLS:
+		key, err := transport.LoadTLSKey(j.TLSKey)
 		if err != nil {
 			return nil, err
 		}
-		peer.Transport, err = transport.NewPlain(a.Addr(), transport.Options{UserTimeout: peerTimeout})
+		pin, err := transport.LoadPin(j.TLSPeer)
 		if err != nil {
+			return nil, err
+		}
+		if peer.Transport, err = transport.NewTLS(a.Addr(), key, pin, o); err != nil {
+			return nil, err
+		}
+	case Plain:
+		if peer.Transport, err = transport.NewPlain(a.Addr(), o); err != nil {
 			return nil, err
 		}
 	default:

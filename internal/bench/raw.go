@@ -15,7 +15,9 @@ import (
 type waiting uint8
 
 const (
-	// sleeping blocks in the kernel.
+	// sleeping blocks in recv, the fastest bare wait: with ppoll before it a
+	// round trip in C took 1 to 11 % longer where both ends share a
+	// processor, and the same where they do not.
 	sleeping waiting = iota
 	// polling asks again and again, with MSG_DONTWAIT.
 	polling

@@ -36,11 +36,16 @@ func (v Verify) covers(n uint64) bool {
 	return v == VerifyAll || v == VerifySample && n%16 == 0
 }
 
+// compares: the other end compares round trip n for so long that the next one
+// would show it. It says so by one more byte when it has done that, which the
+// driver waits for off the clock.
+func (w work) compares(n uint64) bool { return w.Size > 4096 && w.Verify.covers(n) }
+
 func (w work) waiting(links int) waiting {
 	switch {
 	case w.Poll:
 		return polling
-	case links > 1:
+	case w.Stream && links > 1: // round trips have one link at work
 		return parked
 	}
 	return sleeping
@@ -110,6 +115,11 @@ func driveRounds(l link, w work, d time.Duration) (t tally, err error) {
 			return t, fmt.Errorf("message %d was answered with %d", n, got)
 		}
 		t.bytes += int64(w.Size)
+		if w.compares(n) {
+			if err := full(l, reply[:1]); err != nil {
+				return t, err
+			}
+		}
 		if last {
 			t.took = end - warm
 			return t, nil
@@ -198,7 +208,7 @@ func answer(links []link, w work) (t tally, err error) {
 			if w.Stream {
 				counts[i], errs[i] = takeStream(l, p, w.Verify)
 			} else {
-				counts[i], errs[i] = answerRounds(l, p, w.Verify)
+				counts[i], errs[i] = answerRounds(l, p, w)
 			}
 			if errs[i] != nil {
 				l.socket().interrupt() // the driver need not wait
@@ -214,7 +224,7 @@ func answer(links []link, w work) (t tally, err error) {
 }
 
 // answerRounds compares after it has answered: that is not the wire's time.
-func answerRounds(l link, p *pattern, v Verify) (bytes int64, err error) {
+func answerRounds(l link, p *pattern, w work) (bytes int64, err error) {
 	got, err := newBuffer(p.size)
 	if err != nil {
 		return 0, err
@@ -230,8 +240,13 @@ func answerRounds(l link, p *pattern, v Verify) (bytes int64, err error) {
 			return bytes, err
 		}
 		bytes += int64(len(got))
-		if v.covers(n) {
+		if w.Verify.covers(n) {
 			if err := p.check(n, 0, got); err != nil {
+				return bytes, err
+			}
+		}
+		if w.compares(n) {
+			if err := l.send(reply[:1]); err != nil {
 				return bytes, err
 			}
 		}

@@ -24,6 +24,7 @@ type farEnd struct {
 	before   usage
 	result   chan response // of the work that runs
 	node     *secondary
+	unplace  func() error // nil: it has not been placed
 }
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
@@ -71,7 +72,7 @@ func (e *farEnd) do(r request) (a response, err error) {
 		if e.child && r.Local.IsValid() {
 			e.local, e.peer = r.Local, r.Peer
 		}
-		h, err := thisHost()
+		h, err := ThisHost()
 		return response{Host: h}, err
 	case r.Op == opListen && r.Setup != nil:
 		return e.listen(*r.Setup)
@@ -86,6 +87,8 @@ func (e *farEnd) do(r request) (a response, err error) {
 	case r.Op == opHangUp:
 		e.hangUp()
 		return a, nil
+	case r.Op == opPlace && e.child:
+		return a, e.place(r.Processors)
 	case r.Op == opPeak:
 		return response{Peak: peakResident()}, nil
 	case r.Op == opNode && r.Node != nil && e.node == nil && e.child:
@@ -119,7 +122,7 @@ func (e *farEnd) listen(s setup) (a response, err error) {
 	e.maker = m
 	e.undo = withProcessors(s.processors())
 	e.listener, a.Port, err = listen(e.local, e.peer, s.signingKey())
-	a.Cert = m.cert()
+	a.Pin = m.pin()
 	return a, err
 }
 
@@ -130,7 +133,7 @@ func (e *farEnd) accept() error {
 		if err != nil {
 			return err
 		}
-		l, err := e.maker.link(&rawLink{fd: fd}, e.maker.s.Cert, true)
+		l, err := e.maker.link(&rawLink{fd: fd}, e.maker.s.Pin, true)
 		if err != nil {
 			return err
 		}
@@ -159,6 +162,17 @@ func (e *farEnd) begin(w work) (err error) {
 		e.result <- a
 	}()
 	return nil
+}
+
+func (e *farEnd) place(processors []int) (err error) {
+	if e.unplace != nil {
+		err = e.unplace()
+		e.unplace = nil
+	}
+	if err == nil && processors != nil {
+		e.unplace, err = runOn(processors)
+	}
+	return err
 }
 
 func (e *farEnd) stopListening() {

@@ -165,3 +165,18 @@ func dial(local netip.Addr, to netip.AddrPort, key []byte) (fd int, err error) {
 	}
 	return fd, nil
 }
+
+// pathOf is what a connected socket sends by: the path's MTU and the congestion
+// control.
+func pathOf(fd int) (mtu int, congestion string, err error) {
+	const ipMTU = 14 // IP_MTU of <linux/in.h>
+	level, option := unix.IPPROTO_IP, ipMTU
+	if family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil && family == unix.AF_INET6 {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU
+	}
+	if mtu, err = unix.GetsockoptInt(fd, level, option); err != nil {
+		return 0, "", os.NewSyscallError("getsockopt IP_MTU", err)
+	}
+	congestion, err = unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	return mtu, congestion, os.NewSyscallError("getsockopt TCP_CONGESTION", err)
+}

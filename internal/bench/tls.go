@@ -1,61 +1,29 @@
 package bench
 
 import (
-	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"time"
+
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
-// identity is one end's key, made for one run.
-type identity struct {
-	key *ecdsa.PrivateKey
-	der []byte
-}
-
-func newIdentity() (*identity, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
+// newTLSLink shakes hands as the mirror does: each end takes the other's key
+// and no other.
+func newTLSLink(raw *rawLink, key *transport.TLSKey, peer []byte, server bool) (link, error) {
+	var pin transport.Pin
+	if copy(pin[:], peer) != len(pin) || len(peer) != len(pin) {
+		raw.close()
+		return nil, fmt.Errorf("the other end sent a pin of %d bytes", len(peer))
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return nil, err
-	}
-	return &identity{key, der}, nil
-}
-
-// link shakes hands; each end takes the other's certificate and no other.
-func (i *identity) link(raw *rawLink, peer []byte, server bool) (link, error) {
 	raw.wait = parked
-	cfg := &tls.Config{
-		Certificates: []tls.Certificate{{Certificate: [][]byte{i.der}, PrivateKey: i.key}},
-		MinVersion:   tls.VersionTLS13,
-		ClientAuth:   tls.RequireAnyClientCert,
-		// Pinned, in place of a chain and a name.
-		InsecureSkipVerify: true,
-		VerifyPeerCertificate: func(got [][]byte, _ [][]*x509.Certificate) error {
-			if len(got) != 1 || !bytes.Equal(got[0], peer) {
-				return errors.New("not the certificate of the other end")
-			}
-			return nil
-		},
-		SessionTicketsDisabled: true,
-	}
 	l := &tlsLink{rawLink: raw}
 	if server {
-		l.conn = tls.Server(socketConn{raw}, cfg)
+		l.conn = tls.Server(socketConn{raw}, key.Config(pin))
 	} else {
-		l.conn = tls.Client(socketConn{raw}, cfg)
+		l.conn = tls.Client(socketConn{raw}, key.Config(pin))
 	}
 	if err := l.conn.Handshake(); err != nil {
 		raw.close()

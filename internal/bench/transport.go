@@ -18,7 +18,7 @@ const (
 	MD5User   Transport = "md5-userspace"
 	MD5Kernel Transport = "md5-af_alg"
 	CRC32C    Transport = "crc32c"
-	TLS13     Transport = "tls1.3"
+	TLS       Transport = "tls"
 
 	frameLimit     = chunk // bytes under one digest
 	maxConnections = 64
@@ -26,7 +26,7 @@ const (
 
 // Transports are all of them, in the order in which they are measured.
 func Transports() []Transport {
-	return []Transport{Plain, MD5Sig, MD5User, MD5Kernel, CRC32C, TLS13}
+	return []Transport{Plain, MD5Sig, MD5User, MD5Kernel, CRC32C, TLS}
 }
 
 // ParseTransport finds a transport by its name.
@@ -62,7 +62,7 @@ func (s *setup) signingKey() []byte {
 // A maker makes links of connected sockets, at one end.
 type maker struct {
 	s   setup
-	tls *identity
+	tls *transport.TLSKey
 }
 
 func newMaker(s setup) (*maker, error) {
@@ -73,8 +73,8 @@ func newMaker(s setup) (*maker, error) {
 		err = transport.Probe()
 	case MD5Kernel:
 		err = probeALG()
-	case TLS13:
-		if m.tls, err = newIdentity(); err != nil {
+	case TLS:
+		if m.tls, err = transport.NewTLSKey(); err != nil {
 			return nil, err
 		}
 	}
@@ -84,16 +84,17 @@ func newMaker(s setup) (*maker, error) {
 	return m, nil
 }
 
-// cert is what the other end must pin, nil for none.
-func (m *maker) cert() []byte {
+// pin is what the other end must know of this end's key, nil for none.
+func (m *maker) pin() []byte {
 	if m.tls == nil {
 		return nil
 	}
-	return m.tls.der
+	pin := m.tls.Pin()
+	return pin[:]
 }
 
 // link takes the socket over, on failure too.
-func (m *maker) link(raw *rawLink, peerCert []byte, server bool) (link, error) {
+func (m *maker) link(raw *rawLink, peer []byte, server bool) (link, error) {
 	switch m.s.Transport {
 	case MD5User:
 		return newFramed(raw, newMD5(m.s.Key)), nil
@@ -106,8 +107,8 @@ func (m *maker) link(raw *rawLink, peerCert []byte, server bool) (link, error) {
 			return nil, err
 		}
 		return newFramed(raw, d), nil
-	case TLS13:
-		return m.tls.link(raw, peerCert, server)
+	case TLS:
+		return newTLSLink(raw, m.tls, peer, server)
 	}
 	return raw, nil
 }

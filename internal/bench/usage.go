@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"runtime/metrics"
 	"strconv"
 	"strings"
@@ -103,9 +104,12 @@ func residentBeside(path string) (int64, error) {
 	return sum, lines.Err()
 }
 
-// resetPeak starts the peak of resident memory over; it goes on where the
-// kernel does not let it.
-func resetPeak() { _ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) }
+// resetPeak starts the peak of resident memory over, without what the heap has
+// kept of measurements before. It goes on where the kernel does not let it.
+func resetPeak() {
+	debug.FreeOSMemory()
+	_ = os.WriteFile("/proc/self/clear_refs", []byte("5"), 0)
+}
 
 // peakResident is the most that was resident since resetPeak, in bytes.
 func peakResident() int64 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"time"
 
 	"github.com/vishvananda/netns"
@@ -19,7 +20,13 @@ type WireOptions struct {
 	Sizes       []int         // of round trips' messages
 	Connections []int         // of streams
 	Duration    time.Duration // of each measurement
-	Verify      Verify
+	// Verify is for the streams that are timed: comparing costs the receiver
+	// as much as a tenth of what plain TCP does. Round trips, where it is
+	// not on the clock, and each stream's warm-up are compared wholly.
+	Verify Verify
+	// Placement is of the round trips' ends, where both are on this machine;
+	// streams are Free. "" and Auto are Apart, with two processors.
+	Placement Placement
 	// Client is the control address of a server at the other host; "": a
 	// child of this process on loopback, run by Program.
 	Client  string
@@ -64,10 +71,22 @@ func (o *WireOptions) Check() error {
 		return bad("duration", "%v is shorter than a millisecond", o.Duration)
 	case o.Verify != VerifyAll && o.Verify != VerifySample:
 		return bad("verify", "%q is not %s or %s", o.Verify, VerifyAll, VerifySample)
+	case !o.Placement.known():
+		return bad("placement", "%q is not auto, apart, together or free", o.Placement)
 	case o.Client != "" && len(o.MTUs) > 0:
 		return bad("netns", "it is for this machine alone, not for a server at %s", o.Client)
 	}
 	return nil
+}
+
+func (o *WireOptions) placement() Placement {
+	switch {
+	case o.Placement != Auto && o.Placement != "":
+		return o.Placement
+	case runtime.NumCPU() > 1:
+		return Apart
+	}
+	return Free
 }
 
 // WireResult is what [Wire] measured.
@@ -75,14 +94,16 @@ type WireResult struct {
 	Driver   *Host      `json:"driver"`
 	Other    *Host      `json:"other"`
 	Seconds  float64    `json:"seconds_each"`
-	Verified Verify     `json:"verified"`
+	Verified Verify     `json:"verified"` // of the timed streams; the rest is all
 	Paths    []WirePath `json:"paths"`
 }
 
 // WirePath is the transports over one path.
 type WirePath struct {
 	Name       string          `json:"path"`
-	MTU        int             `json:"mtu,omitempty"` // 0: the path's own
+	MTU        int             `json:"mtu"`
+	Placement  Placement       `json:"placement"`          // of the round trips' ends
+	Congestion string          `json:"congestion_control"` // of the data's sockets
 	Transports []WireTransport `json:"transports"`
 }
 
@@ -102,6 +123,7 @@ type RoundTrip struct {
 	Size int    `json:"size"`
 	Wait string `json:"wait"` // sleeping or polling
 	Latency
+	HDR string `json:"hdr"` // the histogram of nanoseconds, in HdrHistogram's V2 compressed form
 }
 
 // Throughput is a stream over Connections, sleeping.
@@ -130,13 +152,21 @@ func endUse(u usage, bytes, sockets int64) EndUse {
 	}
 }
 
+// Missing says what this machine lacks for the transport; nil: nothing.
+func (t Transport) Missing() *UnsupportedError {
+	_, err := newMaker(setup{Transport: t})
+	var missing *UnsupportedError
+	errors.As(err, &missing)
+	return missing
+}
+
 // Wire measures transports against each other. It verifies what arrives: an
 // error ends it.
 func Wire(ctx context.Context, o WireOptions) (*WireResult, error) {
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
-	host, err := thisHost()
+	host, err := ThisHost()
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +209,7 @@ func (w *wire) remote(ctx context.Context) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	c := &controller{in: bufio.NewReader(conn), out: conn, ns: netns.None(), local: addrOf(conn.LocalAddr()), peer: addrOf(conn.RemoteAddr())}
-	return w.path(ctx, c, WirePath{Name: c.local.String() + " to " + c.peer.String()})
+	return w.path(ctx, c, WirePath{Name: c.local.String() + " to " + c.peer.String(), Placement: Free})
 }
 
 func addrOf(a net.Addr) netip.Addr {
@@ -214,7 +244,7 @@ func (w *wire) local(ctx context.Context, name string, mtu int, p *wirePair) (er
 	if p != nil {
 		c.ns, c.local, c.peer = p.ns[0], p.addr[0], p.addr[1]
 	}
-	return w.path(ctx, c.controller, WirePath{Name: name, MTU: mtu})
+	return w.path(ctx, c.controller, WirePath{Name: name, MTU: mtu, Placement: w.o.placement()})
 }
 
 func (w *wire) path(ctx context.Context, c *controller, p WirePath) error {
@@ -224,7 +254,7 @@ func (w *wire) path(ctx context.Context, c *controller, p WirePath) error {
 	}
 	w.r.Other = a.Host
 	for _, t := range w.o.Transports {
-		m, err := w.transport(ctx, c, t)
+		m, err := w.transport(ctx, c, &p, t)
 		if err != nil {
 			return fmt.Errorf("%s: %w", t, err)
 		}
@@ -234,11 +264,11 @@ func (w *wire) path(ctx context.Context, c *controller, p WirePath) error {
 	return nil
 }
 
-func (w *wire) transport(ctx context.Context, c *controller, t Transport) (m WireTransport, err error) {
+func (w *wire) transport(ctx context.Context, c *controller, p *WirePath, t Transport) (m WireTransport, err error) {
 	m.Transport = t
 	end := w.done + 2*len(w.o.Sizes) + len(w.o.Connections)
 	for _, n := range append([]int{0}, w.o.Connections...) {
-		if err = w.links(ctx, c, &m, n); err != nil {
+		if err = w.links(ctx, c, p, &m, n); err != nil {
 			break
 		}
 	}
@@ -250,16 +280,19 @@ func (w *wire) transport(ctx context.Context, c *controller, t Transport) (m Wir
 }
 
 // links measures a stream over so many connections, or round trips for 0.
-func (w *wire) links(ctx context.Context, c *controller, m *WireTransport, connections int) error {
+func (w *wire) links(ctx context.Context, c *controller, p *WirePath, m *WireTransport, connections int) error {
 	s, err := c.open(ctx, setup{Transport: m.Transport, Connections: max(1, connections), Key: []byte(rand.Text())})
 	if err != nil {
 		return err
 	}
 	defer s.close()
+	if p.MTU, p.Congestion, err = pathOf(s.links[0].socket().fd); err != nil {
+		return err
+	}
 	if connections > 0 {
 		err = w.stream(s, m, connections)
 	} else {
-		err = w.roundTrips(s, m)
+		err = w.roundTrips(s, p.Placement, m)
 	}
 	if err != nil {
 		return err
@@ -269,15 +302,24 @@ func (w *wire) links(ctx context.Context, c *controller, m *WireTransport, conne
 	return err
 }
 
-func (w *wire) roundTrips(s *session, m *WireTransport) error {
+func (w *wire) roundTrips(s *session, p Placement, m *WireTransport) (err error) {
+	unplace, err := s.c.place(p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unplace()) }()
 	for _, wait := range []string{"sleeping", "polling"} {
 		for _, size := range w.o.Sizes {
 			w.say("%s, round trips of %d bytes, %s", m.Transport, size, wait)
-			r, err := s.run(work{Size: size, Poll: wait == "polling", Verify: w.o.Verify}, w.o.Duration)
+			r, err := s.run(work{Size: size, Poll: wait == "polling", Verify: VerifyAll}, w.o.Duration)
 			if err != nil {
 				return fmt.Errorf("round trips of %d bytes, %s: %w", size, wait, err)
 			}
-			m.RoundTrips = append(m.RoundTrips, RoundTrip{size, wait, latencyOf(r.latency)})
+			hdr, err := encode(r.latency)
+			if err != nil {
+				return err
+			}
+			m.RoundTrips = append(m.RoundTrips, RoundTrip{size, wait, latencyOf(r.latency), hdr})
 		}
 	}
 	return nil
@@ -285,11 +327,15 @@ func (w *wire) roundTrips(s *session, m *WireTransport) error {
 
 func (w *wire) stream(s *session, m *WireTransport, connections int) error {
 	w.say("%s, stream over %d connections", m.Transport, connections)
-	// The first one opens the congestion window and is not looked at.
+	// The first one opens the congestion window, and its figures are not
+	// looked at.
 	var r outcome
-	for _, d := range []time.Duration{w.o.Duration / 10, w.o.Duration} {
+	for _, run := range []struct {
+		d time.Duration
+		v Verify
+	}{{w.o.Duration / 10, VerifyAll}, {w.o.Duration, w.o.Verify}} {
 		var err error
-		if r, err = s.run(work{Stream: true, Size: chunk, Verify: w.o.Verify}, d); err != nil {
+		if r, err = s.run(work{Stream: true, Size: chunk, Verify: run.v}, run.d); err != nil {
 			return fmt.Errorf("stream over %d connections: %w", connections, err)
 		}
 	}

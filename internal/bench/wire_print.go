@@ -13,7 +13,7 @@ func (r *WireResult) Print(to io.Writer) error {
 	if r.Other != nil && *r.Other != *r.Driver {
 		fmt.Fprintf(to, "other  %s: %s, %d processors, Linux %s, load %s\n", r.Other.Name, r.Other.CPU, r.Other.Processors, r.Other.Kernel, r.Other.Load)
 	}
-	fmt.Fprintf(to, "%.2g s each, verified at the receiver: %s\n", r.Seconds, r.Verified)
+	fmt.Fprintf(to, "%.2g s each; compared at the receiver: round trips and warm-up wholly, timed streams %s\n", r.Seconds, r.Verified)
 	for i := range r.Paths {
 		if err := r.Paths[i].print(to); err != nil {
 			return err
@@ -23,11 +23,7 @@ func (r *WireResult) Print(to io.Writer) error {
 }
 
 func (p *WirePath) print(to io.Writer) error {
-	fmt.Fprintf(to, "\n== %s", p.Name)
-	if p.MTU != 0 {
-		fmt.Fprintf(to, ", MTU %d", p.MTU)
-	}
-	fmt.Fprintln(to)
+	fmt.Fprintf(to, "\n== %s, MTU %d, %s\n", p.Name, p.MTU, p.Congestion)
 	var measured []WireTransport
 	for _, t := range p.Transports {
 		if t.Skipped != "" {
@@ -37,7 +33,7 @@ func (p *WirePath) print(to io.Writer) error {
 		}
 	}
 	for _, wait := range []string{"sleeping", "polling"} {
-		if err := printRoundTrips(to, measured, wait); err != nil {
+		if err := printRoundTrips(to, measured, wait, p.Placement); err != nil {
 			return err
 		}
 	}
@@ -56,7 +52,7 @@ func newTable(to io.Writer) *tabwriter.Writer {
 	return tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
 }
 
-func printRoundTrips(to io.Writer, transports []WireTransport, wait string) error {
+func printRoundTrips(to io.Writer, transports []WireTransport, wait string, placement Placement) error {
 	var sizes []int
 	for _, t := range transports {
 		for _, r := range t.RoundTrips {
@@ -68,7 +64,7 @@ func printRoundTrips(to io.Writer, transports []WireTransport, wait string) erro
 	if len(sizes) == 0 {
 		return nil
 	}
-	fmt.Fprintf(to, "\nround trip, %s, µs (p50 / p99 / p99.9): bytes out, 8 back\n", wait)
+	fmt.Fprintf(to, "\nround trip, %s, ends placed %s, µs (p50 / p99 / p99.9): bytes out, 8 back\n", wait, placement)
 	w := newTable(to)
 	fmt.Fprint(w, "bytes\t")
 	for _, t := range transports {

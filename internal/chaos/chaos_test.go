@@ -52,7 +52,7 @@ func newChaos(t *testing.T, policy nvmmirror.OnPeerLoss) *chaos {
 	// Last of all, and where the test fails in its middle: what the clients saw.
 	t.Cleanup(func() {
 		c.crowd.end()
-		if t.Failed() {
+		if t.Failed() && !h.checked {
 			h.check(t, p.dir)
 		}
 	})
@@ -128,6 +128,9 @@ func (c *chaos) heal() {
 	c.crowd.aim(c.primary)
 	c.h.note("healed, %s is primary", c.primary.name)
 	c.crowd.more(between)
+	for _, n := range nodes {
+		n.fs.drain() // last: a pair comes back on full file systems too
+	}
 }
 
 // episode is one way to break a pair that is in sync.
@@ -137,34 +140,43 @@ type episode struct {
 	run    func(c *chaos)
 }
 
-// run draws episodes until enough holds.
+// run has every episode once, in any order, and then draws by weight, until
+// enough holds.
 func (c *chaos) run(episodes []episode, enough func() bool) {
 	c.t.Helper()
-	sum := 0
-	for _, e := range episodes {
-		sum += e.weight
-	}
 	defer c.crowd.idle.Store(false)
-	for !enough() {
-		at := c.rng.IntN(sum)
-		for _, e := range episodes {
-			if at -= e.weight; at >= 0 {
-				continue
-			}
-			was := c.primary
-			// Epochs under which nothing is written are a case of their own.
-			idle := c.rng.IntN(5) == 0
-			c.crowd.idle.Store(idle)
-			c.h.note("%s (primary %s, clients idle: %v)", e.name, was.name, idle)
-			c.counts[e.name]++
-			e.run(c)
-			c.heal()
-			if c.primary != was && e.name != planned {
-				c.failovers++
-			}
-			break
+	for once := c.rng.Perm(len(episodes)); !enough(); {
+		at := c.draw(episodes)
+		if len(once) > 0 {
+			at, once = once[0], once[1:]
+		}
+		e := &episodes[at]
+		was := c.primary
+		// Epochs under which nothing is written are a case of their own.
+		idle := c.rng.IntN(5) == 0
+		c.crowd.idle.Store(idle)
+		c.h.note("%s (primary %s, clients idle: %v)", e.name, was.name, idle)
+		c.counts[e.name]++
+		e.run(c)
+		c.heal()
+		if c.primary != was && e.name != planned {
+			c.failovers++
 		}
 	}
+}
+
+func (c *chaos) draw(episodes []episode) int {
+	sum := 0
+	for i := range episodes {
+		sum += episodes[i].weight
+	}
+	n := c.rng.IntN(sum)
+	for i := range episodes {
+		if n -= episodes[i].weight; n < 0 {
+			return i
+		}
+	}
+	panic("no episode of that weight")
 }
 
 // finish reads everything at both nodes, compares them, and checks what the

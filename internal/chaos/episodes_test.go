@@ -87,6 +87,17 @@ var blockEpisodes = []episode{
 		c.primary.kill()
 		c.secondary.kill()
 	}},
+	{"full file systems, kill primary", 3, func(c *chaos) {
+		c.fill()
+		c.primary.kill()
+		c.takeOver()
+		c.primary.start()
+	}},
+	{"full file systems, kill secondary", 2, func(c *chaos) {
+		c.fill()
+		c.secondary.kill()
+		c.secondary.start()
+	}},
 	{"flap", 2, func(c *chaos) { c.flap() }},
 	{"stop and start primary", 1, func(c *chaos) {
 		c.primary.stop()
@@ -141,6 +152,12 @@ var aloneEpisodes = []episode{
 		c.primary.kill()
 		c.secondary.kill()
 	}},
+	{"full file systems, kill both", 2, func(c *chaos) {
+		c.fill()
+		c.secondary.kill()
+		c.crowd.more(between) // goes alone
+		c.primary.kill()
+	}},
 	{"flap", 2, func(c *chaos) { c.flap() }},
 	{planned, 5, switchOver},
 }
@@ -149,6 +166,22 @@ var aloneEpisodes = []episode{
 func (c *chaos) takeOver() {
 	c.t.Helper()
 	c.promote(c.secondary)
+	c.crowd.more(between)
+}
+
+// fill takes all space on the file systems of one node or of both: its region,
+// log, configuration and socket lie there. Regions are allocated in full when
+// they are created, so whoever is at work does not notice, and whoever starts
+// finds all that it needs. heal gives the space back when all is well.
+func (c *chaos) fill() {
+	c.t.Helper()
+	which := 1 + c.rng.IntN(3)
+	for i, n := range []*node{c.a, c.b} {
+		if which&(1<<i) != 0 {
+			n.fs.fill()
+			c.h.note("the file system of %s is full", n.name)
+		}
+	}
 	c.crowd.more(between)
 }
 

@@ -52,9 +52,13 @@ type tenure struct {
 	call, proof int64
 }
 
+// historyPage is porcupine's picture of a history that was not as promised.
+const historyPage = "history.html"
+
 // history is what all clients saw, on one clock.
 type history struct {
-	start time.Time
+	start   time.Time
+	checked bool
 
 	mu      sync.Mutex
 	ops     []operation
@@ -115,6 +119,7 @@ func (h *history) check(t *testing.T, dir string) {
 	t.Helper()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.checked = true
 	result, info := h.linearizable()
 	t.Logf("%d operations: linearizable: %s", len(h.ops), result)
 	for _, err := range append(h.dishonest(), h.twoAcknowledgers()...) {
@@ -125,7 +130,7 @@ func (h *history) check(t *testing.T, dir string) {
 	}
 	if t.Failed() {
 		info.AddAnnotations(h.notes)
-		if err := porcupine.VisualizePath(registers, info, filepath.Join(dir, "history.html")); err != nil {
+		if err := porcupine.VisualizePath(registers, info, filepath.Join(dir, historyPage)); err != nil {
 			t.Error(err)
 		}
 		h.write(t, dir)
@@ -218,7 +223,9 @@ func (h *history) linearizable() (porcupine.CheckResult, porcupine.Linearization
 		}
 		ops = append(ops, porcupine.Operation{ClientId: o.Client, Input: o, Output: o, Call: o.Call, Return: returned})
 	}
-	return porcupine.CheckOperationsVerbose(registers, ops, time.Minute)
+	// It takes a second for minutes of history; a bound, since it may take for
+	// ever where something is wrong.
+	return porcupine.CheckOperationsVerbose(registers, ops, time.Minute+time.Duration(end)/2)
 }
 
 // write keeps the history beside the daemons' logs.

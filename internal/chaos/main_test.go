@@ -19,19 +19,19 @@ import (
 
 // What the environment may say.
 const (
-	envFull = "NVMMIRROR_TEST_ROOT"  // set: at full length
+	envFull = "NVMMIRROR_TEST_ROOT"  // set: at full length; allDone: not at all
 	envSeed = "NVMMIRROR_CHAOS_SEED" // repeats a run's choices
-	envTime = "NVMMIRROR_CHAOS_TIME" // how long TestChaos goes on, at least
-	envRole = "NVMMIRROR_CHAOS_CHILD"
+	envTime = "NVMMIRROR_CHAOS_TIME" // how long TestChaosBlock goes on at least, and TestChaosAlone a quarter of it
 )
+
+// allDone says that these tests have just run at full length, so that a run of
+// everything need not repeat them.
+const allDone = "done"
 
 // program is the daemon, built once.
 var program string
 
 func TestMain(m *testing.M) {
-	if role := os.Getenv(envRole); role != "" {
-		os.Exit(runChild(role, os.Args[1:]))
-	}
 	os.Exit(func() int {
 		if os.Geteuid() == 0 {
 			dir, err := os.MkdirTemp("", "nvmmirror-chaos-bin-")
@@ -72,8 +72,11 @@ func sized(whole, brief int) int {
 // needWire makes a wire that ends with the test, or skips where it may not.
 func needWire(t *testing.T, seed uint64) *faultwire.Wire {
 	t.Helper()
-	if testing.Short() {
+	switch {
+	case testing.Short():
 		t.Skip("skipped: -short; make test-root runs this")
+	case os.Getenv(envFull) == allDone:
+		t.Skipf("skipped: %s=%s: make test-root has run it", envFull, allDone)
 	}
 	w, err := faultwire.New(faultwire.Config{Seed: seed})
 	if errors.Is(err, faultwire.ErrNotPermitted) {

@@ -64,7 +64,7 @@ type node struct {
 	name                        string
 	host                        *faultwire.Host
 	starter                     *starter
-	plain                       bool // no signatures: this binary, as a daemon
+	fs                          *tmpfs // of all its files
 	config, region, socket, log string
 	admin                       *admin.Client
 
@@ -81,7 +81,7 @@ type pairConfig struct {
 	policy        nvmmirror.OnPeerLoss
 	timeout       time.Duration
 	size, journal int64
-	plain         bool
+	transport     string // "": md5sig
 	seed          uint64
 }
 
@@ -89,7 +89,7 @@ type pairConfig struct {
 type pair struct {
 	t    *testing.T
 	wire *faultwire.Wire
-	dir  string // of all files, on a tmpfs
+	dir  string // where the test's own files are
 	a, b *node
 }
 
@@ -97,14 +97,12 @@ type pair struct {
 func newPair(t *testing.T, c pairConfig) *pair {
 	t.Helper()
 	w := needWire(t, c.seed)
-	p := &pair{t: t, wire: w, dir: workDir(t)}
-	key := filepath.Join(p.dir, "pair.key")
-	if err := os.WriteFile(key, fmt.Appendf(nil, "key-of-seed-%d\n", c.seed), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p.a, p.b = p.newNode("a", w.A, c), p.newNode("b", w.B, c)
-	p.a.configure(w.B.Addr, key, c)
-	p.b.configure(w.A.Addr, key, c)
+	space := nodeSpace + c.size + c.journal
+	fa, fb := newTmpfs(t, space), newTmpfs(t, space)
+	p := &pair{t: t, wire: w, dir: workDir(t, fa.dir, fb.dir)}
+	p.a, p.b = p.newNode("a", w.A, fa, c), p.newNode("b", w.B, fb, c)
+	p.a.configure(w.B.Addr, p.transportLines(p.a, p.b, c), c)
+	p.b.configure(w.A.Addr, p.transportLines(p.b, p.a, c), c)
 	for _, n := range []*node{p.a, p.b} {
 		out, err := exec.Command(program, "create", n.region, "--emulate", "--size", fmt.Sprint(c.size), "--journal-size", fmt.Sprint(c.journal)).CombinedOutput()
 		if err != nil {
@@ -119,9 +117,9 @@ func newPair(t *testing.T, c pairConfig) *pair {
 	return p
 }
 
-// workDir is a directory on a tmpfs. Where the test fails, its small files are
-// kept in a directory whose name is printed.
-func workDir(t *testing.T) string {
+// workDir is a directory for histories. Where the test fails, they and the
+// small files in the other directories are kept in one whose name is printed.
+func workDir(t *testing.T, others ...string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "nvmmirror-chaos-")
 	if err != nil {
@@ -129,7 +127,7 @@ func workDir(t *testing.T) string {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			keep(t, dir)
+			keep(t, append(others, dir))
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
@@ -139,31 +137,36 @@ func workDir(t *testing.T) string {
 }
 
 // keep copies logs and histories to a directory that stays.
-func keep(t *testing.T, dir string) {
+func keep(t *testing.T, dirs []string) {
 	kept, err := os.MkdirTemp("", "nvmmirror-chaos-failed-")
 	if err != nil {
 		t.Error(err)
 		return
 	}
 	t.Logf("logs and history are kept in %s", kept)
-	for _, pattern := range []string{"*.log", "*.html", "*.toml"} {
-		files, _ := filepath.Glob(filepath.Join(dir, pattern)) // the patterns are sound
-		for _, f := range files {
-			b, err := os.ReadFile(f)
-			if err == nil {
-				err = os.WriteFile(filepath.Join(kept, filepath.Base(f)), b, 0o600)
-			}
-			if err != nil {
-				t.Error(err)
+	for _, dir := range dirs {
+		for _, pattern := range []string{"*.log", "*.html", "*.toml"} {
+			files, _ := filepath.Glob(filepath.Join(dir, pattern)) // the patterns are sound
+			for _, f := range files {
+				b, err := os.ReadFile(f)
+				if err == nil {
+					err = os.WriteFile(filepath.Join(kept, filepath.Base(f)), b, 0o600)
+				}
+				if err != nil {
+					t.Error(err)
+				}
 			}
 		}
 	}
+	if _, err := os.Stat(filepath.Join(kept, historyPage)); err == nil {
+		t.Logf("the history as a picture, for a browser: %s", filepath.Join(kept, historyPage))
+	}
 }
 
-func (p *pair) newNode(name string, h *faultwire.Host, c pairConfig) *node {
-	file := func(ext string) string { return filepath.Join(p.dir, name+ext) }
+func (p *pair) newNode(name string, h *faultwire.Host, fs *tmpfs, c pairConfig) *node {
+	file := func(ext string) string { return filepath.Join(fs.dir, name+ext) }
 	n := &node{
-		t: p.t, name: name, host: h, plain: c.plain, starter: newStarter(h),
+		t: p.t, name: name, host: h, starter: newStarter(h), fs: fs,
 		config: file(".toml"), region: file(".nvm"), socket: file(".sock"), log: file(".log"),
 	}
 	n.admin = admin.NewClient(n.socket)
@@ -177,7 +180,7 @@ func (p *pair) newNode(name string, h *faultwire.Host, c pairConfig) *node {
 	return n
 }
 
-func (n *node) configure(peer netip.Addr, key string, c pairConfig) {
+func (n *node) configure(peer netip.Addr, transport string, c pairConfig) {
 	n.t.Helper()
 	text := fmt.Sprintf(`region = %q
 ack = "both"
@@ -185,11 +188,11 @@ on_peer_loss = %q
 [peer]
 listen = "%v:%d"
 address = "%v:%d"
-key_file = %q
+%s
 timeout = %q
 [admin]
 socket = %q
-`, n.region, c.policy, n.host.Addr, port, peer, port, key, c.timeout.String(), n.socket)
+`, n.region, c.policy, n.host.Addr, port, peer, port, transport, c.timeout.String(), n.socket)
 	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
 		n.t.Fatal(err)
 	}
@@ -204,10 +207,6 @@ func (n *node) launch() {
 	}
 	defer log.Close()
 	cmd := exec.Command(program, "serve", "--config", n.config)
-	if n.plain {
-		cmd.Path = "/proc/self/exe"
-		cmd.Env = append(os.Environ(), envRole+"="+childPlain)
-	}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := n.starter.start(cmd); err != nil {
 		n.t.Fatalf("start %s: %v", n.name, err)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/nvmmirror/nvmmirror/internal/faultwire"
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
 // The same pair without signatures: TCP's checksum lets each swapped word and
@@ -13,7 +14,7 @@ import (
 // header is. Nothing wrong is applied, nothing acknowledged is lost.
 func TestWirePlain(t *testing.T) {
 	seed := seedOf(t)
-	r := newRig(t, pairConfig{timeout: 2 * time.Second, seed: seed, plain: true})
+	r := newRig(t, pairConfig{timeout: 2 * time.Second, seed: seed, transport: transport.NamePlain})
 	const every = 400
 	plan := faultwire.Plan{Swap: faultwire.Rule{Every: 2 * every}, Add: faultwire.Rule{Every: 2 * every}}
 	before := r.read()

@@ -29,6 +29,8 @@ const SocketDir = "/run/nvmmirror"
 const (
 	DefaultTimeout  = time.Second
 	DefaultBusyPoll = 50 * time.Microsecond
+	// DefaultConnections is peer.connections where it is left out.
+	DefaultConnections = 1
 )
 
 // The library's bounds of a peer timeout. They are judged here as well, so that
@@ -55,9 +57,12 @@ type Config struct {
 // Peer is the other node of the pair.
 type Peer struct {
 	Listen, Address netip.AddrPort
-	KeyFile         string
+	Transport       string // md5sig, tls or plain
+	KeyFile         string // of md5sig
+	TLSKey, TLSPeer string // of tls: the own private key, the peer's public one
 	Timeout         time.Duration
 	BusyPoll        time.Duration // 0: none
+	Connections     int           // as nvmmirror.Peer.Connections
 }
 
 // Error is what is wrong with a configuration file.
@@ -107,11 +112,15 @@ type document struct {
 }
 
 type peerDoc struct {
-	Listen   any `toml:"listen"`
-	Address  any `toml:"address"`
-	KeyFile  any `toml:"key_file"`
-	Timeout  any `toml:"timeout"`
-	BusyPoll any `toml:"busy_poll"`
+	Listen      any `toml:"listen"`
+	Address     any `toml:"address"`
+	Transport   any `toml:"transport"`
+	KeyFile     any `toml:"key_file"`
+	TLSKey      any `toml:"tls_key"`
+	TLSPeer     any `toml:"tls_peer"`
+	Timeout     any `toml:"timeout"`
+	BusyPoll    any `toml:"busy_poll"`
+	Connections any `toml:"connections"`
 }
 
 type adminDoc struct {
@@ -121,7 +130,7 @@ type adminDoc struct {
 // knownKeys is shown where a key is not one of them.
 var knownKeys = map[string]string{
 	"":      "region, ack, on_peer_loss, [peer], [admin]",
-	"peer":  "listen, address, key_file, timeout, busy_poll",
+	"peer":  "listen, address, transport, key_file, tls_key, tls_peer, timeout, busy_poll, connections",
 	"admin": "socket",
 }
 
@@ -140,12 +149,14 @@ func Parse(file string, text []byte) (*Config, error) {
 	}
 	if d.Peer != nil {
 		c.Peer = &Peer{
-			Listen:   r.addr("peer.listen", d.Peer.Listen),
-			Address:  r.addr("peer.address", d.Peer.Address),
-			KeyFile:  r.path("peer.key_file", d.Peer.KeyFile, true),
-			Timeout:  r.duration("peer.timeout", d.Peer.Timeout, DefaultTimeout, minTimeout, maxTimeout),
-			BusyPoll: r.duration("peer.busy_poll", d.Peer.BusyPoll, DefaultBusyPoll, 0, time.Second),
+			Listen:      r.addr("peer.listen", d.Peer.Listen),
+			Address:     r.addr("peer.address", d.Peer.Address),
+			Transport:   oneOf(r, "peer.transport", d.Peer.Transport, transport.NameMD5Sig, transport.NameTLS, transport.NamePlain),
+			Timeout:     r.duration("peer.timeout", d.Peer.Timeout, DefaultTimeout, minTimeout, maxTimeout),
+			BusyPoll:    r.duration("peer.busy_poll", d.Peer.BusyPoll, DefaultBusyPoll, 0, time.Second),
+			Connections: r.number("peer.connections", d.Peer.Connections, DefaultConnections, 1, nvmmirror.MaxConnections),
 		}
+		r.keys(c.Peer, d.Peer)
 		r.checkPair(c.Peer)
 	}
 	if c.Socket == "" {
@@ -191,16 +202,50 @@ func located(file string, err error) error {
 	return e
 }
 
-// LoadKey reads the key file, which nobody else may be able to read.
-func (p *Peer) LoadKey() ([]byte, error) { return transport.LoadKey(p.KeyFile) }
+// NewTransport reads the key files, which are judged, and makes the transport.
+func (p *Peer) NewTransport(file string) (transport.Transport, error) {
+	o := transport.Options{UserTimeout: p.Timeout}
+	in := func(key string, err error) error { return fmt.Errorf("%s: peer.%s: %w", file, key, err) }
+	switch p.Transport {
+	case transport.NameTLS:
+		key, err := transport.LoadTLSKey(p.TLSKey)
+		if err != nil {
+			return nil, in("tls_key", err)
+		}
+		pin, err := transport.LoadPin(p.TLSPeer)
+		if err != nil {
+			return nil, in("tls_peer", err)
+		}
+		t, err := transport.NewTLS(p.Address.Addr(), key, pin, o)
+		if err != nil {
+			return nil, in("tls_peer", err)
+		}
+		return t, nil
+	case transport.NamePlain:
+		t, err := transport.NewPlain(p.Address.Addr(), o)
+		if err != nil {
+			return nil, in("transport", err)
+		}
+		return t, nil
+	}
+	key, err := transport.LoadKey(p.KeyFile)
+	if err != nil {
+		return nil, in("key_file", err)
+	}
+	t, err := transport.NewMD5Sig(p.Address.Addr(), key, o)
+	if err != nil {
+		return nil, in("transport", err)
+	}
+	return t, nil
+}
 
-// Options are those to open the volume with. key is the peer's.
-func (c *Config) Options(key []byte) nvmmirror.Options {
+// Options are those to open the volume with. t is the way to the peer.
+func (c *Config) Options(t transport.Transport) nvmmirror.Options {
 	o := nvmmirror.Options{Ack: c.Ack, OnPeerLoss: c.OnPeerLoss}
 	if p := c.Peer; p != nil {
 		o.Peer = &nvmmirror.Peer{
-			Listen: p.Listen.String(), Address: p.Address.String(), Key: key,
-			Timeout: p.Timeout, BusyPoll: p.BusyPoll,
+			Listen: p.Listen.String(), Address: p.Address.String(), Transport: t,
+			Timeout: p.Timeout, BusyPoll: p.BusyPoll, Connections: p.Connections,
 		}
 		if p.BusyPoll == 0 {
 			o.Peer.BusyPoll = -1 // there, 0 is the default

@@ -4,10 +4,13 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
 // position is where a key stands in the file, from 1.
@@ -99,15 +102,42 @@ func (r *reader) path(key string, v any, required bool) string {
 	return s
 }
 
-func oneOf[T ~string](r *reader, key string, v any, first, second T) T {
+// oneOf is one of some words, the first where there is none.
+func oneOf[T ~string](r *reader, key string, v any, words ...T) T {
 	s, ok := r.text(key, v, "a word")
-	switch {
-	case !ok:
-		return first
-	case T(s) != first && T(s) != second:
-		r.fail(key, "is %q, not %q or %q", s, first, second)
+	if !ok {
+		return words[0]
+	}
+	if !slices.Contains(words, T(s)) {
+		last := len(words) - 1
+		var list string
+		for _, w := range words[:last] {
+			list += fmt.Sprintf("%q, ", w)
+		}
+		r.fail(key, "is %q, not %s or %q", s, strings.TrimSuffix(list, ", "), words[last])
 	}
 	return T(s)
+}
+
+// keys are the files that the transport needs, and no other's: a key that is
+// not used would look as if it protected something.
+func (r *reader) keys(p *Peer, d *peerDoc) {
+	for _, k := range []struct {
+		name, of string
+		value    any
+		to       *string
+	}{
+		{"key_file", transport.NameMD5Sig, d.KeyFile, &p.KeyFile},
+		{"tls_key", transport.NameTLS, d.TLSKey, &p.TLSKey},
+		{"tls_peer", transport.NameTLS, d.TLSPeer, &p.TLSPeer},
+	} {
+		switch {
+		case k.of == p.Transport:
+			*k.to = r.path("peer."+k.name, k.value, true)
+		case k.value != nil:
+			r.fail("peer."+k.name, "is for transport = %q, and transport is %q: take one of the two out", k.of, p.Transport)
+		}
+	}
 }
 
 func (r *reader) duration(key string, v any, otherwise, least, most time.Duration) time.Duration {
@@ -123,6 +153,22 @@ func (r *reader) duration(key string, v any, otherwise, least, most time.Duratio
 		r.fail(key, "is %v, not from %v to %v", d, least, most)
 	}
 	return d
+}
+
+// number is a whole number from least to most.
+func (r *reader) number(key string, v any, otherwise, least, most int) int {
+	if v == nil {
+		return otherwise
+	}
+	n, ok := v.(int64)
+	if !ok {
+		r.fail(key, "is %#v, not a whole number", v)
+		return otherwise
+	}
+	if n < int64(least) || n > int64(most) {
+		r.fail(key, "is %d, not from %d to %d", n, least, most)
+	}
+	return int(n)
 }
 
 func (r *reader) addr(key string, v any) netip.AddrPort {

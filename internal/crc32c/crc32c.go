@@ -28,6 +28,11 @@ func raw(p []byte) uint32 { return ^crc32.Update(0xffffffff, table, p) }
 // lenB bytes with checksum b.
 func Combine(a, b uint32, lenB int64) uint32 { return multiply(a, power(lenB)) ^ b }
 
+// CombineBlock is Combine for a second piece of BlockSize bytes, by tables.
+func CombineBlock(a, b uint32) uint32 {
+	return behindBlock[0][byte(a)] ^ behindBlock[1][byte(a>>8)] ^ behindBlock[2][byte(a>>16)] ^ behindBlock[3][byte(a>>24)] ^ b
+}
+
 // Patch is the checksum of a block after old was replaced by new (of equal
 // length) at a place that tail bytes of the block follow; crc is its checksum
 // before.
@@ -51,10 +56,16 @@ func multiply(a, b uint32) uint32 {
 	return p
 }
 
-// small[n] is x^(8n) for n up to a 4 KiB block; doubling[k] is x^(8·2^k).
+// BlockSize is the unit that CombineBlock joins, in bytes.
+const BlockSize = 4096
+
+// small[n] is x^(8n) for n up to a block; doubling[k] is x^(8·2^k);
+// behindBlock[k][b] is byte k of a checksum, with value b, moved before a
+// block.
 var (
-	small    [4097]uint32
-	doubling [63]uint32
+	small       [BlockSize + 1]uint32
+	doubling    [63]uint32
+	behindBlock [4][256]uint32
 )
 
 func init() {
@@ -69,6 +80,11 @@ func init() {
 	doubling[0] = small[1]
 	for k := 1; k < len(doubling); k++ {
 		doubling[k] = multiply(doubling[k-1], doubling[k-1])
+	}
+	for k := range behindBlock {
+		for b := range behindBlock[k] {
+			behindBlock[k][b] = multiply(uint32(b)<<(8*k), small[BlockSize])
+		}
 	}
 }
 

@@ -64,3 +64,15 @@ func BenchmarkPatch64(b *testing.B) {
 		c = Patch(c, old, repl, 1000)
 	}
 }
+func TestCombineBlock(t *testing.T) {
+	p := make([]byte, 3*BlockSize)
+	for i := range p {
+		p[i] = byte(i * i >> 3)
+	}
+	for n := 0; n <= len(p)-BlockSize; n += 511 {
+		a, b := Sum(p[:n]), Sum(p[n:n+BlockSize])
+		if got, want := CombineBlock(a, b), Sum(p[:n+BlockSize]); got != want {
+			t.Fatalf("%d bytes and a block: %08x, want %08x", n, got, want)
+		}
+	}
+}

@@ -10,7 +10,8 @@
 //     them. A flush marks those so far; the next fence makes the marked ones
 //     durable.
 //   - non-temporal stores: they leave by buffers that keep no order, so power
-//     failure keeps any subset, until a fence makes all of them durable.
+//     failure keeps any subset, until a fence makes all of them durable. What
+//     was cached of their line before leaves the cache with them.
 //
 // The model follows the x86 rules as PMDK's pmreorder and Intel's manual state
 // them (SDM volume 1, chapter 10.4.6.2; CLWB in volume 2A). It is stricter than
@@ -22,6 +23,7 @@
 package sim
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -65,19 +67,20 @@ type line struct {
 	cached  []store
 	flushed int // so many of them are flushed
 	nt      []store
+	by      string // who flushed last, or stored past the cache
 }
 
 // Memory implements pmem.Memory. Its methods are safe for concurrent use.
 type Memory struct {
 	mu      sync.Mutex
 	visible []byte
-	fd      int // of the memfd behind visible, -1 for an image
 	lines   map[int64]*line
 	windows []window
 	ops     int
 	hook    func(Op)
 	mutant  func(Op) bool
-	nt      int // Copy uses non-temporal stores from so many bytes on
+	apart   bool
+	nt      int // Copy uses non-temporal stores from so many bytes on, where lines are stored in part
 }
 
 type window struct {
@@ -87,28 +90,49 @@ type window struct {
 
 // New is zeroed, durable memory.
 func New(size int64) (*Memory, error) {
-	fd, err := unix.MemfdCreate("nvmmirror-sim", unix.MFD_CLOEXEC)
+	mem, err := mapping(size)
 	if err != nil {
-		return nil, fmt.Errorf("sim: memfd: %w", err)
+		return nil, err
 	}
-	if err := unix.Ftruncate(fd, size); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("sim: %d bytes: %w", size, err)
-	}
-	mem, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("sim: %w", err)
-	}
-	return &Memory{visible: mem, fd: fd, lines: map[int64]*line{}, nt: 256}, nil
+	clear(mem)
+	return &Memory{visible: mem, lines: map[int64]*line{}, nt: 256}, nil
 }
 
-// Close frees the memory.
+// Close frees the memory: another may get it. No slice of it may be used any
+// more.
 func (m *Memory) Close() error {
-	if m.fd >= 0 {
-		unix.Close(m.fd)
+	spare.Lock()
+	defer spare.Unlock()
+	if len(spare.maps) < cap(spare.maps) {
+		spare.maps = append(spare.maps, m.visible)
+		m.visible = nil
+		return nil
 	}
 	return unix.Munmap(m.visible)
+}
+
+// spare keeps mappings for the next memory of their size: in a virtual machine
+// fresh pages cost more than the bytes that are copied to them.
+var spare = struct {
+	sync.Mutex
+	maps [][]byte
+}{maps: make([][]byte, 0, 8)}
+
+// mapping is memory with any content.
+func mapping(size int64) ([]byte, error) {
+	spare.Lock()
+	defer spare.Unlock()
+	for i, mem := range spare.maps {
+		if int64(len(mem)) == size {
+			spare.maps = slices.Delete(spare.maps, i, i+1)
+			return mem, nil
+		}
+	}
+	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("sim: %d bytes: %w", size, err)
+	}
+	return mem, nil
 }
 
 // OnOp calls f before each operation, with the memory locked: f may take
@@ -118,6 +142,11 @@ func (m *Memory) OnOp(f func(Op)) { m.mu.Lock(); m.hook = f; m.mu.Unlock() }
 // Mutate drops the flushes and fences for which f is true: the code under
 // test then behaves as if it did not issue them.
 func (m *Memory) Mutate(f func(Op) bool) { m.mu.Lock(); m.mutant = f; m.mu.Unlock() }
+
+// TellApart gives each goroutine a processor of its own: a fence makes durable
+// only what its goroutine flushed last, or stored past the cache. It takes some
+// microseconds an operation.
+func (m *Memory) TellApart() { m.mu.Lock(); m.apart = true; m.mu.Unlock() }
 
 // Ops is how many operations there were.
 func (m *Memory) Ops() int { m.mu.Lock(); defer m.mu.Unlock(); return m.ops }
@@ -142,14 +171,26 @@ func (m *Memory) op(k Kind) (dropped bool) {
 	return k != Store && m.mutant != nil && m.mutant(o)
 }
 
-// site is the first caller outside this package.
+// caller names the goroutine, where they are told apart.
+func (m *Memory) caller() string {
+	if !m.apart {
+		return ""
+	}
+	var buf [32]byte // "goroutine 17 [running]:"
+	name, _, _ := strings.Cut(string(buf[:runtime.Stack(buf[:], false)]), " [")
+	return name
+}
+
+// site is the first caller outside this package, and outside of what else only
+// passes an operation on.
 func site() string {
 	var pcs [12]uintptr
 	n := runtime.Callers(3, pcs[:])
 	frames := runtime.CallersFrames(pcs[:n])
 	for {
 		f, more := frames.Next()
-		if !strings.HasPrefix(f.Function, "github.com/nvmmirror/nvmmirror/pmem/sim.(*Memory).") || !more {
+		passes := func(method string) bool { return strings.Contains(f.Function, method) }
+		if !more || !passes("/pmem/sim.(*Memory).") && !passes(".(*simMedia).") && !passes("/journal.(*Log).Flush") {
 			return fmt.Sprintf("%s:%d", trim(f.File), f.Line)
 		}
 	}
@@ -194,10 +235,10 @@ func (m *Memory) Copy(off int64, p []byte) {
 	m.copy(off, p)
 }
 
-// copy does what pmem's copy does: full lines of a long copy by non-temporal
-// stores, the rest cached and flushed.
+// copy does what pmem's copy does: full lines of a long copy, and a short one
+// of nothing but full lines, by non-temporal stores, the rest cached and flushed.
 func (m *Memory) copy(off int64, p []byte) {
-	if len(p) < m.nt {
+	if len(p) < m.nt && (off|int64(len(p)))&(pmem.LineSize-1) != 0 {
 		m.put(off, p, false)
 		m.flush(off, int64(len(p)))
 		return
@@ -254,9 +295,10 @@ func (m *Memory) flush(off, n int64) {
 	if m.op(Flush) {
 		return
 	}
+	by := m.caller()
 	for l := off / pmem.LineSize; l*pmem.LineSize < off+n; l++ {
 		if ln := m.lines[l]; ln != nil {
-			ln.flushed = len(ln.cached)
+			ln.flushed, ln.by = len(ln.cached), by
 		}
 	}
 }
@@ -267,7 +309,11 @@ func (m *Memory) Fence() error {
 	if m.op(Fence) {
 		return nil
 	}
+	by := m.caller()
 	for n, l := range m.lines {
+		if l.by != by {
+			continue
+		}
 		for _, s := range l.nt {
 			copy(l.base[s.off:], s.data[:s.n])
 		}
@@ -289,6 +335,10 @@ func (m *Memory) put(off int64, p []byte, nt bool) {
 	if off < 0 || off+int64(len(p)) > int64(len(m.visible)) {
 		panic(fmt.Sprintf("sim: store of %d bytes at %d of %d", len(p), off, len(m.visible)))
 	}
+	var by string
+	if nt {
+		by = m.caller()
+	}
 	for len(p) > 0 {
 		k := min(len(p), int(8-off%8))
 		m.op(Store)
@@ -302,12 +352,41 @@ func (m *Memory) put(off int64, p []byte, nt bool) {
 		s := store{off: uint8(off % pmem.LineSize), n: uint8(k)}
 		copy(s.data[:], p[:k])
 		if nt {
-			l.nt = append(l.nt, s)
+			// A non-temporal store evicts the line: what was cached of it
+			// never comes after this store.
+			l.nt = append(append(l.nt, l.cached...), s)
+			l.cached, l.flushed, l.by = l.cached[:0], 0, by
 		} else {
 			l.cached = append(l.cached, s)
 		}
 		copy(m.visible[off:], p[:k])
 		off, p = off+int64(k), p[k:]
+	}
+}
+
+// Raw is one store instruction that a trace of a running program shows. nt:
+// it is a non-temporal one.
+func (m *Memory) Raw(off int64, p []byte, nt bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.put(off, p, nt)
+}
+
+// Load makes p, as long as the memory, its durable content.
+func (m *Memory) Load(p []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	copy(m.visible, p)
+	clear(m.lines)
+}
+
+// Killed is a process kill in place: the thread that flushed is gone, and its
+// fence never comes.
+func (m *Memory) Killed() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, l := range m.lines {
+		l.flushed = 0
 	}
 }
 
@@ -339,6 +418,22 @@ func (l *line) resolve(c int) [pmem.LineSize]byte {
 		copy(b[s.off:], s.data[:s.n])
 	}
 	return b
+}
+
+// Lasts reports whether power failure leaves n bytes at off as they are visible
+// now. The caller holds the memory still.
+func (m *Memory) Lasts(off, n int64) bool {
+	for k := off / pmem.LineSize; k*pmem.LineSize < off+n; k++ {
+		l := m.lines[k]
+		if l == nil {
+			continue
+		}
+		from, to := max(off-k*pmem.LineSize, 0), min(off+n-k*pmem.LineSize, pmem.LineSize)
+		if !bytes.Equal(l.base[from:to], m.visible[k*pmem.LineSize:][from:to]) {
+			return false
+		}
+	}
+	return true
 }
 
 // Images calls f with what power failure can leave now: all of them where
@@ -384,14 +479,14 @@ func (m *Memory) Images(limit int, rng *rand.Rand, f func(*Memory)) {
 	}
 }
 
-// image is a private copy of what is visible, all of it durable, with the same
-// mutant. Pages are copied as they are changed.
+// image is a copy of what is visible, all of it durable, with the same mutant.
 func (m *Memory) image() *Memory {
-	mem, err := unix.Mmap(m.fd, 0, len(m.visible), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	mem, err := mapping(int64(len(m.visible)))
 	if err != nil {
-		panic("sim: image: " + err.Error())
+		panic(err)
 	}
-	return &Memory{visible: mem, fd: -1, lines: map[int64]*line{}, nt: m.nt, mutant: m.mutant}
+	copy(mem, m.visible)
+	return &Memory{visible: mem, lines: map[int64]*line{}, nt: m.nt, mutant: m.mutant}
 }
 
 // Kill is a process kill: an image in which everything is visible, and what

@@ -10,7 +10,7 @@ import (
 // Compare with hack/floor/run.sh, which does the same in C, in the same run.
 
 func BenchmarkPingPong(b *testing.B) {
-	for _, transport := range []string{"plain", md5sigName} {
+	for _, transport := range []string{"plain", NameMD5Sig, NameTLS} {
 		for _, size := range []int{64, 4096} {
 			for _, wait := range []string{"poll", "block"} {
 				b.Run(fmt.Sprintf("%s/%dB/%s", transport, size, wait), func(b *testing.B) {
@@ -45,7 +45,7 @@ func pingPong(b *testing.B, transport string, o order) {
 }
 
 func BenchmarkStream(b *testing.B) {
-	for _, transport := range []string{"plain", md5sigName} {
+	for _, transport := range []string{"plain", NameMD5Sig, NameTLS} {
 		for _, conns := range []int{1, 2} {
 			b.Run(fmt.Sprintf("%s/%d", transport, conns), func(b *testing.B) { stream(b, transport, conns) })
 		}

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"bufio"
+	"crypto/ed25519"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -35,8 +36,15 @@ func (o order) encode() []byte {
 }
 
 func benchTransport(name string) (Transport, error) {
-	if name == md5sigName {
+	switch name {
+	case NameMD5Sig:
 		return NewMD5Sig(loop4, testKey, Options{})
+	case NameTLS:
+		key, err := newTLSKey(ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)))
+		if err != nil {
+			return nil, err
+		}
+		return tlsOfBoth(loop4, key)
 	}
 	return NewPlain(loop4, Options{})
 }
@@ -103,7 +111,7 @@ func answer(c Conn) error {
 // startChild returns a function that connects to a child of its own.
 func startChild(b *testing.B, transport string) func(order) Conn {
 	b.Helper()
-	if transport == md5sigName {
+	if transport == NameMD5Sig {
 		needMD5(b)
 	}
 	cmd := exec.Command(os.Args[0])

@@ -31,7 +31,7 @@ func conformCloseRaces(t *testing.T, pair pairFunc) {
 		}
 	})
 	rounds := 150
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		rounds = 30
 	}
 	for range rounds {

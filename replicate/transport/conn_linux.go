@@ -18,7 +18,8 @@ import (
 // socket registered with epoll wakes an idle thread for every packet, also
 // when somebody else is already polling it, and waking a sleeping thread is
 // the dearest part of a small commit. So the socket is driven by system calls
-// that never block, and Wait sleeps in ppoll in the caller's own thread.
+// that never block, and Wait sleeps in ppoll in the caller's own thread before
+// it parks.
 type tcpConn struct {
 	fd        *descriptor
 	transport string
@@ -41,8 +42,11 @@ const (
 	// without telling the scheduler, which saves tens of nanoseconds per
 	// poll; above it the garbage collector would wait for us. Writing is
 	// slower than reading: it hashes.
+	// The longest write is a piece of a long segment: a quarter of a
+	// millisecond of hashing, in which the scheduler would take the processor
+	// away and look for another twice.
 	rawReadMax  = 64 << 10
-	rawWriteMax = 8 << 10
+	rawWriteMax = 72 << 10
 )
 
 var _ Conn = (*tcpConn)(nil)
@@ -130,7 +134,7 @@ func (c *tcpConn) Wait(write bool, d time.Duration) error {
 		return net.ErrClosed
 	}
 	if err != nil {
-		return c.failed("wait", os.NewSyscallError("ppoll", err))
+		return c.failed("wait", os.NewSyscallError("poll", err))
 	}
 	return nil
 }

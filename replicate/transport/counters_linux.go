@@ -116,9 +116,9 @@ func (c Counters) Diagnose() string {
 			" check that both nodes' key files are equal and that the peer's address here is the one it sends from")
 	add(c.MD5NotFound, "TCPMD5NotFound",
 		"unsigned segments arrived where a signature is required;"+
-			" check that the peer has a key configured and uses TCP_MD5SIG, and that nothing else connects to this port")
+			" check that the peer has a key configured and the same transport as this node, and that nothing else connects to this port")
 	add(c.MD5Unexpected, "TCPMD5Unexpected",
 		"signed segments arrived for a socket without a key;"+
-			" check that this node has a key configured for the peer's address")
+			" check that this node has a key configured for the peer's address, and that both nodes have the same transport")
 	return strings.Join(s, "; ")
 }

@@ -3,6 +3,7 @@ package transport
 import (
 	"net"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,6 +29,12 @@ type descriptor struct {
 	// waiters counts those who may sleep. A wake sets woken, then reads
 	// waiters; a waiter counts itself, then reads woken: one sees the other.
 	waiters atomic.Int32
+
+	// quiet: the last wait outlasted parkAfter, so the next one parks at once.
+	quiet atomic.Bool
+	// parked is held by the one waiter that uses lot, made by the first.
+	parked atomic.Bool
+	lot    *parkingLot
 }
 
 const descriptorClosed = 1 << 63
@@ -59,6 +66,9 @@ func (d *descriptor) release() {
 		// Errors of close(2) cannot be acted upon: the numbers are gone.
 		_ = unix.Close(d.sock)
 		_ = unix.Close(d.event)
+		if d.lot != nil {
+			_ = d.lot.file.Close()
+		}
 	}
 }
 
@@ -102,6 +112,12 @@ func (d *descriptor) signal() {
 	_, _ = unix.Write(d.event, one[:])
 }
 
+// parkAfter is how long a wait sleeps in the caller's thread before it parks, in
+// nanoseconds: longer than a tick of the kernel's clock, since a shorter timeout
+// makes each sleep set the processor's timer, which in a virtual machine costs
+// more than the sleep's other work.
+const parkAfter = int64(10 * time.Millisecond)
+
 // wait sleeps until the socket has one of events, until a wake, a close, or
 // for at most ns nanoseconds. Spurious returns are allowed: a wake that found
 // its waiter gone already leaves the eventfd readable for the next.
@@ -111,6 +127,39 @@ func (d *descriptor) wait(events int16, ns int64) error {
 	if d.woken.Swap(false) {
 		return nil
 	}
+	var got uint8
+	var err error
+	if d.quiet.Load() && ns > parkAfter {
+		begin := time.Now()
+		got, err = d.park(events, ns)
+		d.quiet.Store(int64(time.Since(begin)) > parkAfter)
+	} else if got, err = d.sleep(events, min(ns, parkAfter)); got == 0 && err == nil && ns > parkAfter {
+		d.quiet.Store(true)
+		got, err = d.park(events, ns-parkAfter)
+	}
+	if err != nil {
+		return err
+	}
+	// After a close the eventfd stays readable: each waiter must see it.
+	if got&gotEvent != 0 && !d.closed() {
+		var count [8]byte
+		_, _ = unix.Read(d.event, count[:])
+	}
+	// Whoever woke did so before this line; the caller looks after it. A
+	// swap, not a store, so that it also sees what the waker wrote before.
+	d.woken.Swap(false)
+	return nil
+}
+
+// What ended a sleep; neither: its time was over.
+const (
+	gotSocket = 1 << iota
+	gotEvent
+)
+
+// sleep blocks in the calling thread: the shortest way from packet to
+// goroutine.
+func (d *descriptor) sleep(events int16, ns int64) (got uint8, err error) {
 	fds := [2]unix.PollFd{
 		{Fd: int32(d.sock), Events: events},
 		{Fd: int32(d.event), Events: unix.POLLIN},
@@ -124,17 +173,15 @@ func (d *descriptor) wait(events int16, ns int64) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return 0, err
 		}
 		break
 	}
-	// After a close the eventfd stays readable: each waiter must see it.
-	if fds[1].Revents != 0 && !d.closed() {
-		var count [8]byte
-		_, _ = unix.Read(d.event, count[:])
+	if fds[0].Revents != 0 {
+		got |= gotSocket
 	}
-	// Whoever woke did so before this line; the caller looks after it. A
-	// swap, not a store, so that it also sees what the waker wrote before.
-	d.woken.Swap(false)
-	return nil
+	if fds[1].Revents != 0 {
+		got |= gotEvent
+	}
+	return got, nil
 }

@@ -3,6 +3,7 @@ package transport
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"syscall"
 )
@@ -77,9 +78,10 @@ func (e *DialError) Error() string {
 	if d := e.Rose.Diagnose(); d != "" {
 		return s + "; " + d
 	}
-	if e.Timeout() {
-		s += "; no answer: check that the peer runs, its address and port, firewalls"
-		if e.Transport == md5sigName {
+	var shake *HandshakeError
+	if e.Timeout() && !errors.As(e.Err, &shake) {
+		s += "; no answer: check that the peer runs, its address and port, firewalls, and that it has the same transport"
+		if e.Transport == NameMD5Sig {
 			s += ", and that both key files are equal (a peer drops what is signed with another key in silence: its counter TCPMD5Failure rises)"
 		}
 	}
@@ -107,6 +109,10 @@ func (e *ConnError) Error() string {
 		s += "; the peer closed the connection or was restarted: reconnect, its log says why"
 	case e.Timeout():
 		s += "; the peer's kernel acknowledged nothing within the user timeout: check the link and the peer"
+	case e.Transport == NameTLS && errors.Is(e.Err, io.ErrUnexpectedEOF):
+		s += "; the peer closed the connection within a record: reconnect, its log says why"
+	case isTLSDamage(e.Err):
+		s += "; a record was damaged on the way, or forged, and is not used: reconnect; check NICs and cables if it goes on"
 	case errors.Is(e.Err, syscall.EFAULT):
 		s += "; the memory of the buffer is gone: check the mapped region"
 	}

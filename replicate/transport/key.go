@@ -46,14 +46,21 @@ func (e *KeyFileError) Unwrap() error { return e.Err }
 // GenerateKey writes a new random key to path, mode 0600, durably. It never
 // overwrites.
 func GenerateKey(path string) error {
+	var random [generatedKeyBytes]byte
+	_, _ = rand.Read(random[:]) // never fails: the program is ended instead
+	return createKeyFile(path, 0o600, append(base64.RawURLEncoding.AppendEncode(nil, random[:]), '\n'))
+}
+
+// createKeyFile writes a new file, durably.
+func createKeyFile(path string, mode fs.FileMode, text []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return &KeyFileError{path, "exists and is not overwritten", "remove it first if no node uses it any more, or choose another name", nil}
+		return exists(path)
 	}
 	if err != nil {
 		return &KeyFileError{path, "not created", "check the directory and its permissions", bare(err)}
 	}
-	if err := writeKey(f); err != nil {
+	if err := writeKey(f, mode, text); err != nil {
 		_ = f.Close()
 		_ = os.Remove(path) // ours: O_EXCL made it
 		return &KeyFileError{path, "not written", "check the space left on the file system", bare(err)}
@@ -64,16 +71,17 @@ func GenerateKey(path string) error {
 	return nil
 }
 
+func exists(path string) error {
+	return &KeyFileError{path, "exists and is not overwritten", "remove it first if no node uses it any more, or choose another name", nil}
+}
+
 // writeKey fills and closes f.
-func writeKey(f *os.File) error {
-	var random [generatedKeyBytes]byte
-	_, _ = rand.Read(random[:]) // never fails: the program is ended instead
-	line := base64.RawURLEncoding.AppendEncode(nil, random[:])
+func writeKey(f *os.File, mode fs.FileMode, text []byte) error {
 	// A strict umask may have taken the owner's own bits.
-	if err := f.Chmod(0o600); err != nil {
+	if err := f.Chmod(mode); err != nil {
 		return err
 	}
-	if _, err := f.Write(append(line, '\n')); err != nil {
+	if _, err := f.Write(text); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
@@ -95,10 +103,27 @@ func syncDir(dir string) error {
 // have read or written.
 func LoadKey(path string) ([]byte, error) {
 	const generate = "make one with: nvmmirrord key generate FILE, and copy it to the other node"
+	// One byte more than the longest line shows a file that is too long.
+	text, err := readKeyFile(path, MaxKeyLen+2, generate, checkKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.HasPrefix(text, []byte("-----BEGIN ")) {
+		return nil, &KeyFileError{path, "holds a key of TLS, not of md5sig", "with transport = \"tls\" it is tls_key or tls_peer; for md5sig " + generate, nil}
+	}
+	key, problem := parseKey(text)
+	if problem != "" {
+		return nil, &KeyFileError{path, problem, generate, nil}
+	}
+	return key, nil
+}
+
+// readKeyFile returns at most limit bytes of a file that passes check.
+func readKeyFile(path string, limit int64, missing string, check func(path string, info fs.FileInfo, euid int) error) ([]byte, error) {
 	// O_NONBLOCK: a FIFO must not hold us up before it is refused.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &KeyFileError{path, "does not exist", generate, nil}
+		return nil, &KeyFileError{path, "does not exist", missing, nil}
 	}
 	if err != nil {
 		return nil, &KeyFileError{path, "not opened", "check its path and permissions", bare(err)}
@@ -109,22 +134,28 @@ func LoadKey(path string) ([]byte, error) {
 	if err != nil {
 		return nil, &KeyFileError{path, "not examined", "check the file system", bare(err)}
 	}
-	if err := checkKeyFile(path, info, os.Geteuid()); err != nil {
+	if err := check(path, info, os.Geteuid()); err != nil {
 		return nil, err
 	}
-	// One byte more than the longest line shows a file that is too long.
-	text, err := io.ReadAll(io.LimitReader(f, MaxKeyLen+2))
+	text, err := io.ReadAll(io.LimitReader(f, limit))
 	if err != nil {
 		return nil, &KeyFileError{path, "not read", "check the file system", bare(err)}
 	}
-	key, problem := parseKey(text)
-	if problem != "" {
-		return nil, &KeyFileError{path, problem, generate, nil}
-	}
-	return key, nil
+	return text, nil
 }
 
+// checkKeyFile judges a file that holds a secret.
 func checkKeyFile(path string, info fs.FileInfo, euid int) error {
+	if err := checkKeyOwner(path, info, euid); err != nil {
+		return err
+	}
+	if perm := info.Mode().Perm(); perm&0o077 != 0 {
+		return &KeyFileError{path, fmt.Sprintf("has mode %04o: others than its owner have access", perm), "chmod 600 " + path, nil}
+	}
+	return nil
+}
+
+func checkKeyOwner(path string, info fs.FileInfo, euid int) error {
 	if !info.Mode().IsRegular() {
 		return &KeyFileError{path, "is not a regular file", "name the file itself", nil}
 	}
@@ -134,9 +165,6 @@ func checkKeyFile(path string, info fs.FileInfo, euid int) error {
 	}
 	if st.Uid != 0 && int(st.Uid) != euid {
 		return &KeyFileError{path, fmt.Sprintf("belongs to uid %d, neither root nor this process (uid %d)", st.Uid, euid), fmt.Sprintf("chown %d %s", euid, path), nil}
-	}
-	if perm := info.Mode().Perm(); perm&0o077 != 0 {
-		return &KeyFileError{path, fmt.Sprintf("has mode %04o: others than its owner have access", perm), "chmod 600 " + path, nil}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 	"time"
 
@@ -59,6 +60,40 @@ func newPlain(t testing.TB, peer netip.Addr) *Plain {
 		t.Fatal(err)
 	}
 	return tr
+}
+
+// tlsKey is that of both ends; as a pin must not be a node's own, tests of
+// one transport for both ends go around NewTLS.
+var tlsKey = sync.OnceValues(NewTLSKey)
+
+func newTLS(t testing.TB, peer netip.Addr) *TLS {
+	t.Helper()
+	key, err := tlsKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr, err := tlsOfBoth(peer, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+func tlsOfBoth(peer netip.Addr, key *TLSKey) (*TLS, error) {
+	tr, err := NewTLS(peer, key, Pin{}, Options{})
+	if err != nil {
+		return nil, err
+	}
+	tr.cfg = key.Config(key.Pin())
+	return tr, nil
+}
+
+// socketOf is the socket below a connection.
+func socketOf(c Conn) *tcpConn {
+	if t, ok := c.(*tlsConn); ok {
+		return t.wire.tcp
+	}
+	return c.(*tcpConn)
 }
 
 // listen listens on a port of the kernel's choice until the test's end.

@@ -11,8 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const md5sigName = "md5sig"
-
 // MaxKeyLen is the longest key that TCP_MD5SIG takes, in bytes.
 const MaxKeyLen = unix.TCP_MD5SIG_MAXKEYLEN
 
@@ -37,9 +35,9 @@ var _ Transport = (*MD5Sig)(nil)
 func NewMD5Sig(peer netip.Addr, key []byte, opt Options) (*MD5Sig, error) {
 	// A key of length 0 would delete: connections would go on unsigned.
 	if len(key) == 0 || len(key) > MaxKeyLen {
-		return nil, &ConfigError{md5sigName, fmt.Sprintf("key of %d bytes", len(key)), fmt.Sprintf("use a key of 1 to %d bytes", MaxKeyLen)}
+		return nil, &ConfigError{NameMD5Sig, fmt.Sprintf("key of %d bytes", len(key)), fmt.Sprintf("use a key of 1 to %d bytes", MaxKeyLen)}
 	}
-	e, err := newEndpoint(md5sigName, peer, opt)
+	e, err := newEndpoint(NameMD5Sig, peer, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +103,7 @@ func setMD5Key(fd int, ipv6 bool, addr netip.Addr, prefix int, key []byte) error
 func Probe() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
-		return &UnsupportedError{md5sigName, "no IPv4 TCP sockets", "check the kernel and the service's sandbox", err}
+		return &UnsupportedError{NameMD5Sig, "no IPv4 TCP sockets", "check the kernel and the service's sandbox", err}
 	}
 	defer func() { _ = unix.Close(fd) }()
 	key := []byte("probe")
@@ -124,7 +122,7 @@ func Probe() error {
 }
 
 func unsupported(err error, fips bool) *UnsupportedError {
-	e := &UnsupportedError{Transport: md5sigName, Err: err}
+	e := &UnsupportedError{Transport: NameMD5Sig, Err: err}
 	switch {
 	case errors.Is(err, unix.ENOPROTOOPT):
 		e.Missing = "the kernel has no TCP_MD5SIG"

@@ -11,7 +11,7 @@ var _ Transport = (*Plain)(nil)
 
 // NewPlain makes the unsigned transport to peer.
 func NewPlain(peer netip.Addr, opt Options) (*Plain, error) {
-	e, err := newEndpoint("plain", peer, opt)
+	e, err := newEndpoint(NamePlain, peer, opt)
 	if err != nil {
 		return nil, err
 	}

@@ -182,6 +182,7 @@ func (e *endpoint) isPeer(a netip.Addr) bool {
 type listener struct {
 	endpoint *endpoint
 	tcp      *net.TCPListener
+	closed   atomic.Bool
 }
 
 // Accept returns connections in the order in which the kernel completed them;
@@ -190,7 +191,7 @@ type listener struct {
 func (l *listener) Accept() (Conn, error) {
 	for {
 		nc, err := l.tcp.AcceptTCP()
-		if errors.Is(err, net.ErrClosed) {
+		if errors.Is(err, net.ErrClosed) || err != nil && l.closed.Load() {
 			return nil, net.ErrClosed
 		}
 		if err != nil {
@@ -215,6 +216,12 @@ func (l *listener) Addr() netip.AddrPort { return addrPort(l.tcp.Addr()) }
 
 // Close frees the port. It ends a waiting Accept; accepted connections live on.
 func (l *listener) Close() error {
+	l.closed.Store(true)
+	// A process that starts another one has the socket open twice between fork
+	// and exec: closing alone would leave it listening for as long.
+	if raw, err := l.tcp.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RD) })
+	}
 	if err := l.tcp.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return err
 	}

@@ -7,6 +7,13 @@ import (
 	"time"
 )
 
+// The names of this package's transports, in config and status.
+const (
+	NameMD5Sig = "md5sig"
+	NameTLS    = "tls"
+	NamePlain  = "plain"
+)
+
 // Transport makes connections to the one peer that it was made for.
 type Transport interface {
 	// Name is the transport's name in config and status, such as "md5sig".
@@ -32,13 +39,15 @@ type Conn interface {
 	// peer closed its side.
 	TryRead(p []byte) (int, error)
 	// TryWrite writes a prefix of the concatenated buffers and returns its
-	// length, 0 when no more fits for now.
+	// length, 0 when no more fits for now. A transport that transforms bytes
+	// may hold on to some of them, and sends those in later calls: as long as
+	// they matter, somebody reads or waits.
 	TryWrite(bufs [][]byte) (int, error)
 	// Wait returns when the connection may be readable (or, if write is
 	// set, readable or writable), when d has passed, or after Wake or Close.
 	// It may also return for no reason: look, then wait again. A Wake that
-	// came before is not lost. It sleeps in the kernel, in the calling
-	// thread: the shortest way from packet to goroutine.
+	// came before is not lost. For some milliseconds it sleeps in the kernel,
+	// in the calling thread: the shortest way from packet to goroutine.
 	Wait(write bool, d time.Duration) error
 	// Wake makes a Wait of now, or the next one, return: at least one, if
 	// several goroutines wait. Several Wakes may count as one.

@@ -35,7 +35,8 @@ func (c *creator) path(n uint64) string { return fmt.Sprintf("%s/%d.nvm", c.dir,
 func (c *creator) verify() error {
 	acked, wrote := c.run.acked[c.name], c.run.acked[c.name+".tx"]
 	found := acked
-	for n := max(acked, keep) - keep + 1; n <= acked+keep; n++ {
+	// The one after the last may have taken the oldest one's place.
+	for n := max(acked+2, keep+1) - keep; n <= acked+keep; n++ {
 		_, err := os.Stat(c.path(n))
 		switch {
 		case errors.Is(err, os.ErrNotExist) && n <= acked:

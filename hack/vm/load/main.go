@@ -35,6 +35,7 @@ func main() {
 	flag.BoolVar(&r.create, "create", false, "create the regions first")
 	flag.BoolVar(&r.failover, "failover", false, "promote the pair's secondary before its primary is started")
 	flag.BoolVar(&r.idle, "idle", false, "end when all was compared")
+	flag.DurationVar(&patience, "patience", 90*time.Second, "how long each wait may take")
 	known := flag.String("acknowledged", "", "KEY=N,... as the host knows it")
 	flag.Parse()
 	r.acked = map[string]uint64{}
@@ -56,8 +57,9 @@ func main() {
 	}
 }
 
-// patience bounds each wait: an emulated machine on a busy host is slow.
-const patience = 90 * time.Second
+// patience bounds each wait. An emulated machine on a busy host is slow: the
+// host knows how slow.
+var patience time.Duration
 
 type run struct {
 	seed                   uint64
