@@ -16,7 +16,7 @@ import (
 )
 
 // startSimulation starts a process that simulates pairs: exactly where that is
-// possible, and with what processor time the tests beside it leave over.
+// possible, and nice.
 func startSimulation(cmd *exec.Cmd) error {
 	start := startExactly
 	if exactly() != nil {
