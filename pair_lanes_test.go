@@ -7,6 +7,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // lanePair is a pair in sync with so many connections for long transactions.
@@ -112,6 +115,25 @@ func TestLaneLost(t *testing.T) {
 	}
 	if s := a.Status(); s.Counters.Reconnects < 3 {
 		t.Errorf("%d new sessions after 3 losses", s.Counters.Reconnects)
+	}
+}
+
+// TestLastWord: a peer that ends the session closes its lanes too, which the
+// primary notices first. The log has what the peer said, and not that.
+func TestLastWord(t *testing.T) {
+	t.Parallel()
+	a, b := lanePair(t, 2, testConfig{quiet: true})
+	core, logged := observer.New(zap.WarnLevel)
+	a.close()
+	a.opt.Logger = zap.New(core)
+	a.open()
+	a.inSync()
+	a.until("all connections", func(s Status) bool { return s.Lanes == 2 })
+	b.close()
+	a.until("without its peer", func(s Status) bool { return s.Peer == "lost" })
+	all := logged.FilterMessage("session ended").All()
+	if len(all) != 1 || all[0].ContextMap()["error"] != "the peer ended the session: the node is changing its role or stopping" {
+		t.Errorf("logged %v", all)
 	}
 }
 

@@ -103,7 +103,7 @@ func TestPairSimReplays(t *testing.T) {
 				t.Error("four runs, and not the same twice")
 			}
 		}
-		if !sameEnds(t, first[:some+1], ends(t, replay)) && !sameEnds(t, first[:some+1], ends(t, replay)) {
+		if r := ends(t, replay); !sameEnds(t, first[:some+1], r) && !sameEnds(t, first[:some+1], ends(t, replay)) {
 			t.Error("two replays, and none was what had happened")
 		}
 		seed += pairSimChunk

@@ -75,30 +75,45 @@ func (s *session) takeHello(body []byte) error {
 // session runs a connection: handshake, then what was decided.
 func (p *Pair) session(s *session) error {
 	err := p.handshake(s)
+	p.sayBye(s, err)
 	s.lanes.end()
 	var own *OwnCopyError
 	if errors.As(err, &own) {
 		p.noteOwnDamage(own)
 	}
 	p.noteFault(err)
+	if lane := (*laneError)(nil); errors.As(err, &lane) {
+		// A peer that ends the session closes its lanes too: what it said before
+		// that is the reason.
+		if said := s.lastWord(); said != nil {
+			err = said
+		}
+	}
 	var closed *ErrClosedByPeer
 	if errors.As(err, &closed) && closed.Reason == byeAgain {
 		return errAgain
-	}
-	if err != nil && !errors.As(err, &closed) && s.id != 0 {
-		why := err.Error()
-		switch {
-		case errors.Is(err, errAgain):
-			why = byeAgain
-		case errors.Is(err, context.Canceled):
-			why = "the node is changing its role or stopping"
-		}
-		s.bye(why)
 	}
 	return err
 }
 
 const byeAgain = "deciding again"
+
+// sayBye tells the peer why this end ends the session, before a lane that is
+// closed tells it that it has ended.
+func (p *Pair) sayBye(s *session, err error) {
+	var closed *ErrClosedByPeer
+	if err == nil || errors.As(err, &closed) || s.id == 0 {
+		return
+	}
+	why := err.Error()
+	switch {
+	case errors.Is(err, errAgain):
+		why = byeAgain
+	case errors.Is(err, context.Canceled):
+		why = "the node is changing its role or stopping"
+	}
+	s.bye(why)
+}
 
 func (p *Pair) handshake(s *session) error {
 	if err := p.node.Failed(); err != nil {

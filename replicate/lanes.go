@@ -88,6 +88,12 @@ type piece struct {
 
 var errLanesEnded = errors.New("the session has ended")
 
+// laneError is the failure of a lane, which ends the session.
+type laneError struct{ err error }
+
+func (e *laneError) Error() string { return "connection for long segments: " + e.err.Error() }
+func (e *laneError) Unwrap() error { return e.err }
+
 // open starts the lanes in a role, and dials n of them where this end dialled
 // the session.
 func (l *lanes) open(role laneRole, n int) {
@@ -185,7 +191,7 @@ func (l *lanes) start(c *lane) {
 	l.wg.Go(func() {
 		err := run(c)
 		if !errors.Is(err, errLanesEnded) && !errors.Is(err, net.ErrClosed) {
-			l.s.stop(fmt.Errorf("connection for long segments: %w", err))
+			l.s.stop(&laneError{err})
 		}
 	})
 	l.up.Add(1)

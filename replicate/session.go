@@ -505,6 +505,29 @@ func (s *session) bye(reason string) {
 	s.flush()
 }
 
+// lastWord is the peer's bye, where a committer has met it or it is in what has
+// arrived. Where the owner was inside a frame there is nothing to be read.
+func (s *session) lastWord() error {
+	var closed *ErrClosedByPeer
+	if err := s.failure.Load(); err != nil && errors.As(*err, &closed) {
+		return closed
+	}
+	for {
+		var m message
+		switch body, ok, err := s.tryMessage(&m); {
+		case err != nil:
+			return nil
+		case ok && m.typ == msgBye:
+			return &ErrClosedByPeer{string(body)}
+		case ok:
+			continue
+		}
+		if n, err := s.receive(); n == 0 || err != nil {
+			return nil
+		}
+	}
+}
+
 func putBlockInfo(b []byte, i BlockInfo) {
 	binary.LittleEndian.PutUint64(b, uint64(i.LSN))
 	binary.LittleEndian.PutUint32(b[8:], i.CRC)
