@@ -46,14 +46,14 @@ const (
 	// cannot preempt a goroutine inside it.
 	maxCall = 64 << 10
 	// ntMin is the length from which non-temporal stores win over cached
-	// stores and a flush where lines at the ends are stored in part. Where
-	// there is no such line they always win: nobody fetches what is overwritten.
+	// stores and a flush, as in libpmem.
 	ntMin = 256
 )
 
-// whole reports whether n bytes at off are whole lines, few enough for one call.
+// whole reports whether n bytes at off are whole lines, few enough for one call,
+// and best stored past the cache.
 func (pr primitives) whole(off, n int64) bool {
-	return pr.width != ntNone && (off|n)&(LineSize-1) == 0 && 0 < n && n <= maxCall
+	return pr.width != ntNone && (off|n)&(LineSize-1) == 0 && ntMinWhole <= n && n <= maxCall
 }
 
 // copyTo stores src at dst, of the same length, and starts its way to

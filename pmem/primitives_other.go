@@ -13,6 +13,9 @@ func ofEmulated() primitives { return primitives{} }
 // hasFlush says whether the CPU can make a line durable.
 func hasFlush() bool { return false }
 
+// ntMinWhole is for CPUs with non-temporal stores.
+const ntMinWhole = ntMin
+
 // virtual: nothing tells, so it may be.
 const virtual = true
 
