@@ -512,9 +512,10 @@ func (s *session) lastWord() error {
 	if err := s.failure.Load(); err != nil && errors.As(*err, &closed) {
 		return closed
 	}
-	for {
-		var m message
-		switch body, ok, err := s.tryMessage(&m); {
+	var m message
+	for stages := 16; stages > 0; { // a peer can talk without end
+		body, ok, err := s.tryMessage(&m)
+		switch {
 		case err != nil:
 			return nil
 		case ok && m.typ == msgBye:
@@ -525,7 +526,9 @@ func (s *session) lastWord() error {
 		if n, err := s.receive(); n == 0 || err != nil {
 			return nil
 		}
+		stages--
 	}
+	return nil
 }
 
 func putBlockInfo(b []byte, i BlockInfo) {
