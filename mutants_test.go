@@ -5,8 +5,11 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/nvmmirror/nvmmirror/pmem/sim"
@@ -48,18 +51,38 @@ func standaloneMutants(t *testing.T) (sites map[string]int) {
 	}); w.broken != nil {
 		t.Fatal("without a mutant: ", w.broken)
 	}
-	for _, m := range slices.Sorted(maps.Keys(sites)) {
-		var caught error
-		for seed := uint64(1); seed <= 3 && caught == nil; seed++ {
-			caught = run(seed, 120, func(o sim.Op) bool { return o.Kind != sim.Store && mutantOf(o) == m }).broken
+	eachMutant(t, slices.Sorted(maps.Keys(sites)), func(m string) (line string, caught bool) {
+		for seed := uint64(1); seed <= 3; seed++ {
+			if err := run(seed, 120, func(o sim.Op) bool { return o.Kind != sim.Store && mutantOf(o) == m }).broken; err != nil {
+				return fmt.Sprintf("%5d times  %v", sites[m], err), true
+			}
 		}
-		if caught == nil {
-			t.Errorf("%-30s %5d times  SURVIVED", m, sites[m])
-		} else {
-			t.Logf("%-30s %5d times  %v", m, sites[m], caught)
+		return fmt.Sprintf("%5d times  SURVIVED", sites[m]), false
+	})
+	return sites
+}
+
+// eachMutant tries mutants, as many at once as there are processors, and prints
+// what became of each.
+func eachMutant(t *testing.T, mutants []string, try func(m string) (line string, caught bool)) {
+	t.Helper()
+	lines, caught := make([]string, len(mutants)), make([]bool, len(mutants))
+	var next atomic.Int32
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(mutants); i = int(next.Add(1)) - 1 {
+				lines[i], caught[i] = try(mutants[i])
+			}
+		})
+	}
+	wg.Wait()
+	for i, m := range mutants {
+		t.Logf("%-30s %s", m, lines[i])
+		if !caught[i] {
+			t.Errorf("%s survived", m)
 		}
 	}
-	return sites
 }
 
 // refusalMutants does what a node does whose peer lies, less what was dropped
@@ -98,19 +121,16 @@ func pairMutants(t *testing.T, dropped map[string]int) {
 	if len(r.sites) == 0 {
 		t.Fatal("a pair without a flush or a fence")
 	}
-	for _, m := range r.sites {
-		if dropped[m] > 0 {
-			continue
-		}
+	only := slices.DeleteFunc(r.sites, func(m string) bool { return dropped[m] > 0 })
+	for _, m := range only {
 		dropped[m]++
-		var caught string
-		for seed := uint64(1); seed < schedules && caught == ""; seed += pairSimChunk {
-			caught = runPairSim(t, seed, pairSimChunk, 0, nil, pairSimDrop+"="+m).failure
-		}
-		if caught == "" {
-			t.Errorf("%-30s in a pair  SURVIVED", m)
-		} else {
-			t.Logf("%-30s in a pair  %s", m, caught)
-		}
 	}
+	eachMutant(t, only, func(m string) (line string, caught bool) {
+		for seed := uint64(1); seed < schedules; seed += pairSimChunk {
+			if failure := runPairSim(t, seed, pairSimChunk, 0, nil, pairSimDrop+"="+m).failure; failure != "" {
+				return "in a pair  " + failure, true
+			}
+		}
+		return "in a pair  SURVIVED", false
+	})
 }
