@@ -289,13 +289,7 @@ func TestTruncatedLive(t *testing.T) {
 			if _, err := v.WriteAt(p, v.size-100); !errors.As(err, &fault) {
 				t.Fatalf("write: %v", err)
 			}
-			if s := v.Status(); !strings.Contains(strings.Join(s.Degraded, "\n"), "persistence failed") {
-				t.Errorf("degraded: %q", s.Degraded)
-			}
-			if _, err := v.WriteAt(p, 0); err == nil {
-				t.Error("it goes on acknowledging")
-			}
-			v.Close()
+			endsHere(t, v)
 			var length *LengthError
 			_, err := Open(v.path, Options{})
 			if cut == 0 && err == nil || cut > 0 && (!errors.As(err, &length) || length.Have != cut || length.Want != whole) {
@@ -344,13 +338,20 @@ func TestPoisonedLive(t *testing.T) {
 			if !errors.As(err, &fault) {
 				t.Fatalf("store: %v", err)
 			}
-			if s := v.Status(); !strings.Contains(strings.Join(s.Degraded, "\n"), "persistence failed") {
-				t.Errorf("degraded: %q", s.Degraded)
-			}
-			if _, err := v.WriteAt(p, 0); err == nil {
-				t.Error("it goes on acknowledging")
-			}
-			v.Close()
+			endsHere(t, v)
 		})
 	}
+}
+
+// endsHere wants a volume whose persistence has failed to say so and to
+// acknowledge nothing more, and closes it.
+func endsHere(t *testing.T, v *Volume) {
+	t.Helper()
+	if s := v.Status(); !strings.Contains(strings.Join(s.Degraded, "\n"), "persistence failed") {
+		t.Errorf("degraded: %q", s.Degraded)
+	}
+	if _, err := v.WriteAt(make([]byte, 100), 0); err == nil {
+		t.Error("it goes on acknowledging")
+	}
+	v.Close()
 }

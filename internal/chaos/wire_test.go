@@ -115,6 +115,33 @@ func (r *rig) phase(name string, plan faultwire.Plan, enough func(faultwire.Stat
 	return found
 }
 
+// unseen swaps and adds, which TCP's checksum does not see, until so many packets
+// are corrupted, then makes the wire good again. No kernel may have found any.
+func (r *rig) unseen(want int) (corrupted, reconnects uint64) {
+	r.t.Helper()
+	const every = 400
+	before := r.read()
+	r.wire.SetPlan(faultwire.Plan{Swap: faultwire.Rule{Every: 2 * every}, Add: faultwire.Rule{Every: 2 * every}})
+	poll(r.t, wireTime, "corrupted packets", func() (bool, string) {
+		a, b := r.wire.BtoA.Stats(), r.wire.AtoB.Stats()
+		return r.t.Failed() || a.Corrupted()+b.Corrupted() >= uint64(want), r.b.lastLines()
+	})
+	r.wire.SetPlan(faultwire.Plan{})
+	r.load.more(writers)
+	after := r.read()
+	for _, s := range []*suffered{
+		since("a", after.toA, before.toA, after.atA, before.atA),
+		since("b", after.toB, before.toB, after.atB, before.atB),
+	} {
+		r.t.Logf("%v", s)
+		corrupted += s.Corrupted()
+		if s.md5+s.checksum+s.short != 0 {
+			r.t.Errorf("the kernel found damage that it cannot find: %v", s)
+		}
+	}
+	return corrupted, after.reconnects - before.reconnects
+}
+
 func corruptedAtLeast(n int) func(faultwire.Stats) bool {
 	return func(s faultwire.Stats) bool { return s.Corrupted() >= uint64(n) }
 }
