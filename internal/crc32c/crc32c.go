@@ -16,10 +16,13 @@ import "hash/crc32"
 var table = crc32.MakeTable(crc32.Castagnoli)
 
 // Sum is the CRC-32C of p.
-func Sum(p []byte) uint32 { return crc32.Update(0, table, p) }
+func Sum(p []byte) uint32 { return Update(0, p) }
 
 // Update is the CRC-32C of the bytes that crc covers followed by p.
-func Update(crc uint32, p []byte) uint32 { return crc32.Update(crc, table, p) }
+func Update(crc uint32, p []byte) uint32 {
+	crc, p = update(crc, p)
+	return crc32.Update(crc, table, p)
+}
 
 // raw is r(p): linear in p.
 func raw(p []byte) uint32 { return ^crc32.Update(0xffffffff, table, p) }

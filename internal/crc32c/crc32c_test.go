@@ -2,6 +2,7 @@ package crc32c
 
 import (
 	"encoding/binary"
+	"fmt"
 	"hash/crc32"
 	"testing"
 
@@ -13,6 +14,29 @@ func TestSumIsCastagnoli(t *testing.T) {
 	if got := Sum(make([]byte, 32)); got != 0x8a9136aa {
 		t.Fatalf("Sum(32 zeros) = %#x", got)
 	}
+}
+
+// TestUpdate compares with the standard library, at each length up to some
+// folds, wherever the bytes lie, and on long ones.
+func TestUpdate(t *testing.T) {
+	p := make([]byte, 3*4096+64)
+	for i := range p {
+		p[i] = byte(i * i >> 3)
+	}
+	check := func(t rapid.TB, crc uint32, p []byte) {
+		if got, want := Update(crc, p), crc32.Update(crc, table, p); got != want {
+			t.Fatalf("Update(%#x, %d bytes) = %#x, want %#x", crc, len(p), got, want)
+		}
+	}
+	for n := range 3 * 256 {
+		check(t, 0, p[n%64:][:n])
+		check(t, 0xffffffff, p[:n])
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		crc := rapid.Uint32().Draw(t, "crc")
+		p := rapid.SliceOfN(rapid.Byte(), 0, len(p)).Draw(t, "p")
+		check(t, crc, p)
+	})
 }
 
 func TestCombineAndPatch(t *testing.T) {
@@ -73,6 +97,33 @@ func TestCombineBlock(t *testing.T) {
 		a, b := Sum(p[:n]), Sum(p[n:n+BlockSize])
 		if got, want := CombineBlock(a, b), Sum(p[:n+BlockSize]); got != want {
 			t.Fatalf("%d bytes and a block: %08x, want %08x", n, got, want)
+		}
+	}
+}
+
+// BenchmarkSum reads memory that is in a cache, and memory that is not.
+func BenchmarkSum(b *testing.B) {
+	memory := make([]byte, 256<<20)
+	for i := range memory {
+		memory[i] = byte(i * i >> 3)
+	}
+	for _, n := range []int{64, 256, 4096, 64 << 10} {
+		for name, sum := range map[string]func([]byte) uint32{
+			"this": Sum,
+			"std":  func(p []byte) uint32 { return crc32.Checksum(p, table) },
+		} {
+			b.Run(fmt.Sprintf("%d/cached/%s", n, name), func(b *testing.B) {
+				b.SetBytes(int64(n))
+				for b.Loop() {
+					sum(memory[:n])
+				}
+			})
+			b.Run(fmt.Sprintf("%d/memory/%s", n, name), func(b *testing.B) {
+				b.SetBytes(int64(n))
+				for at := 0; b.Loop(); at = (at + n) % len(memory) {
+					sum(memory[at : at+n])
+				}
+			})
 		}
 	}
 }
