@@ -25,6 +25,21 @@ func benchVolume(b testing.TB) *Volume {
 	return v
 }
 
+// emulated is the memory of a blank region on tmpfs.
+func emulated(b *testing.B, size, journalSize int64) *pmem.Region {
+	b.Helper()
+	m := layout(size, journalSize)
+	mem, err := pmem.Create(filepath.Join(shm(b), "r"), m.Data.end(), pmem.Options{Accept: pmem.Emulated})
+	if err == nil {
+		b.Cleanup(func() { mem.Close() })
+		err = format(mem, m)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return mem
+}
+
 // BenchmarkCommitAlone is Begin, Write and Commit of a standalone volume on
 // emulated memory: durable and visible.
 func BenchmarkCommitAlone(b *testing.B) {
@@ -57,7 +72,7 @@ func BenchmarkCommitAlone(b *testing.B) {
 func BenchmarkRecovery(b *testing.B) {
 	for _, n := range []int{64, 4 << 10, 64 << 10} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			mem := newImage(b, 16<<20, 32<<20)
+			mem := emulated(b, 16<<20, 32<<20)
 			v := openQuiet(b, mem)
 			p := bytes.Repeat([]byte{1}, n)
 			for i := int64(0); v.journal.End() < 24<<20; i++ {
@@ -82,7 +97,7 @@ func BenchmarkRecovery(b *testing.B) {
 func BenchmarkOpenClean(b *testing.B) {
 	for _, size := range []int64{64 << 20, 1 << 30} {
 		b.Run(fmt.Sprintf("%dMiB", size>>20), func(b *testing.B) {
-			mem := newImage(b, size, DefaultJournal)
+			mem := emulated(b, size, DefaultJournal)
 			v, err := openMemory("heap", mem, Options{Logger: nopLogger})
 			if err == nil {
 				err = v.takeUp()
