@@ -130,12 +130,11 @@ func (l *lanes) receive(c *lane) (err error) {
 			return err
 		}
 		log.Flush(lsn, n)
+		sum, whole := pieceSums(log.Ring().Raw(lsn, n), i == 0) // while lines are on their way to memory
 		// Flushes are ordered by a fence of the same processor.
 		if err := mem.Fence(); err != nil {
 			return fmt.Errorf("journal: piece at LSN %d: %w", lsn, err)
 		}
-		data := log.Ring().Raw(lsn, n)
-		sum, whole := pieceSums(data, i == 0)
 		if whole != m.bodyCRC {
 			p.counters.CRCFailures.Add(1)
 			p.log.Warn("a piece does not match its checksum, asking for it again", zap.Uint64("lsn", uint64(lsn)))

@@ -25,7 +25,7 @@ func Update(crc uint32, p []byte) uint32 {
 }
 
 // raw is r(p): linear in p.
-func raw(p []byte) uint32 { return ^crc32.Update(0xffffffff, table, p) }
+func raw(p []byte) uint32 { return ^Update(0xffffffff, p) }
 
 // Combine is the CRC-32C of a piece with checksum a followed by a piece of
 // lenB bytes with checksum b.
@@ -40,6 +40,13 @@ func CombineBlock(a, b uint32) uint32 {
 // length) at a place that tail bytes of the block follow; crc is its checksum
 // before.
 func Patch(crc uint32, old, new []byte, tail int64) uint32 {
+	if delta, ok := shortPatch(old, new, tail); ok {
+		return crc ^ delta
+	}
+	return patch(crc, old, new, tail)
+}
+
+func patch(crc uint32, old, new []byte, tail int64) uint32 {
 	return crc ^ multiply(raw(old)^raw(new), power(tail))
 }
 
@@ -126,8 +133,16 @@ func init() {
 
 // SumWords is the CRC-32C of the words, each as 8 little-endian bytes. It does
 // for a few words what Sum does for bytes, without making them escape to the
-// heap. The method is Intel's slicing-by-8 (Kounavis and Berry, 2005).
+// heap.
 func SumWords(words ...uint64) uint32 {
+	if sum, ok := fewWords(words); ok {
+		return sum
+	}
+	return slice(words)
+}
+
+// slice is SumWords by Intel's slicing-by-8 (Kounavis and Berry, 2005).
+func slice(words []uint64) uint32 {
 	c := ^uint32(0)
 	for _, w := range words {
 		w ^= uint64(c)

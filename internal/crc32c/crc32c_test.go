@@ -1,6 +1,7 @@
 package crc32c
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -57,12 +58,33 @@ func TestCombineAndPatch(t *testing.T) {
 		lo := rapid.IntRange(0, len(whole)-1).Draw(t, "lo")
 		hi := rapid.IntRange(lo, len(whole)).Draw(t, "hi")
 		repl := rapid.SliceOfN(rapid.Byte(), hi-lo, hi-lo).Draw(t, "repl")
-		got := Patch(want, whole[lo:hi], repl, int64(len(whole)-hi))
+		tail := int64(len(whole) - hi)
+		got, std := Patch(want, whole[lo:hi], repl, tail), patch(want, whole[lo:hi], repl, tail)
 		copy(whole[lo:hi], repl)
-		if want := Sum(whole); got != want {
-			t.Fatalf("Patch = %#x, want %#x", got, want)
+		if want := crc32.Checksum(whole, table); got != want || std != want {
+			t.Fatalf("Patch = %#x, patch = %#x, want %#x", got, std, want)
 		}
 	})
+}
+
+// TestPatchPlaces changes each part of up to some words of a block, at each
+// place.
+func TestPatchPlaces(t *testing.T) {
+	block := make([]byte, BlockSize)
+	for i := range block {
+		block[i] = byte(i * i >> 3)
+	}
+	repl := bytes.Repeat([]byte{0xa5, 0x0f, 0x77}, 200)
+	was := Sum(block)
+	for _, n := range []int{0, 1, 7, 8, 9, 63, 64, 65, 511, 512, 513} {
+		for lo := 0; lo+n <= len(block); lo += 1 + lo%61 {
+			changed := bytes.Clone(block)
+			copy(changed[lo:], repl[:n])
+			if got, want := Patch(was, block[lo:lo+n], repl[:n], int64(len(block)-lo-n)), Sum(changed); got != want {
+				t.Fatalf("%d bytes at %d: Patch = %#x, want %#x", n, lo, got, want)
+			}
+		}
+	}
 }
 
 func TestSumWords(t *testing.T) {
@@ -72,8 +94,8 @@ func TestSumWords(t *testing.T) {
 		for _, w := range words {
 			p = binary.LittleEndian.AppendUint64(p, w)
 		}
-		if got, want := SumWords(words...), Sum(p); got != want {
-			t.Fatalf("SumWords = %#x, want %#x", got, want)
+		if got, std, want := SumWords(words...), slice(words), crc32.Checksum(p, table); got != want || std != want {
+			t.Fatalf("SumWords = %#x, slice = %#x, want %#x", got, std, want)
 		}
 	})
 }
