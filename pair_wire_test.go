@@ -188,7 +188,11 @@ func (c *wireConn) TryWrite(bufs [][]byte) (int, error) {
 	return n, err
 }
 
-func (c *wireConn) Wait(write bool, d time.Duration) error {
+func (c *wireConn) Wait(write bool, d time.Duration) error { return c.wait(c.Conn.Wait, write, d) }
+
+func (c *wireConn) Park(write bool, d time.Duration) error { return c.wait(c.Conn.Park, write, d) }
+
+func (c *wireConn) wait(wait func(bool, time.Duration) error, write bool, d time.Duration) error {
 	stop, change := c.stopped()
 	_, pace, _ := c.w.faults()
 	if !stop {
@@ -196,7 +200,7 @@ func (c *wireConn) Wait(write bool, d time.Duration) error {
 			d = min(d, pace)
 			write = false
 		}
-		return c.Conn.Wait(write && !c.w.mute.Load(), d)
+		return wait(write && !c.w.mute.Load(), d)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()

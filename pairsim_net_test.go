@@ -236,6 +236,8 @@ func (c *simConn) Wait(write bool, d time.Duration) error {
 	return nil
 }
 
+func (c *simConn) Park(write bool, d time.Duration) error { return c.Wait(write, d) }
+
 func (c *simConn) Wake() {
 	select {
 	case c.wake <- struct{}{}:

@@ -86,6 +86,8 @@ func (p *pipe) Wait(write bool, d time.Duration) error {
 	return nil
 }
 
+func (p *pipe) Park(write bool, d time.Duration) error { return p.Wait(write, d) }
+
 func (p *pipe) Wake()                      { notify(p.wake) }
 func (p *pipe) RemoteAddr() netip.AddrPort { return netip.MustParseAddrPort("127.0.0.1:1") }
 

@@ -215,7 +215,7 @@ func (l *lanes) wait(c *lane, write bool) error {
 	if l.s.ctx.Err() != nil {
 		return errLanesEnded
 	}
-	return c.conn.Wait(write, l.s.p.cfg.Timeout)
+	return c.conn.Park(write, l.s.p.cfg.Timeout)
 }
 
 // unqueue takes the pieces from an LSN on back that are still queued: they are

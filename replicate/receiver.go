@@ -96,12 +96,12 @@ func (r *receiver) run() (err error) {
 			continue
 		}
 		r.p.sendRepairRequests(s)
-		poll := r.p.cfg.BusyPoll
-		if len(r.order) > 0 || r.next == slept {
+		poll, long := r.p.cfg.BusyPoll, len(r.order) > 0
+		if long || r.next == slept {
 			poll = 0 // the lanes take longer, and want the processor; heartbeats come alone
 		}
 		slept = r.next
-		n, err = s.readUnless(&s.lanes.news, poll, s.room())
+		n, err = s.readUnless(&s.lanes.news, poll, long, s.room())
 		if err != nil {
 			return err
 		}

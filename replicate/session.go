@@ -136,11 +136,13 @@ func (s *session) receive() (n int, err error) {
 
 // read waits until something arrives in p: it polls for a bounded time, then
 // sleeps. Meanwhile it sends what is queued and does the housekeeping.
-func (s *session) read(p []byte) (n int, err error) { return s.readUnless(nil, s.p.cfg.BusyPoll, p) }
+func (s *session) read(p []byte) (n int, err error) {
+	return s.readUnless(nil, s.p.cfg.BusyPoll, false, p)
+}
 
 // readUnless is read that returns without a byte once stop is set, or somebody
-// ended its wait: the caller looks around.
-func (s *session) readUnless(stop *atomic.Bool, poll time.Duration, p []byte) (n int, err error) {
+// ended its wait: the caller looks around. long: it waits for long segments.
+func (s *session) readUnless(stop *atomic.Bool, poll time.Duration, long bool, p []byte) (n int, err error) {
 	for {
 		start := time.Now() // no system call, unlike the pair's clock
 		for {
@@ -155,13 +157,22 @@ func (s *session) readUnless(stop *atomic.Bool, poll time.Duration, p []byte) (n
 		if err := s.housekeep(now); err != nil {
 			return 0, err
 		}
-		if err := s.conn.Wait(len(s.pending) > 0, s.rest(now)); err != nil {
+		if err := s.wait(long, s.rest(now)); err != nil {
 			return 0, err
 		}
 		if stop != nil {
 			return s.tryRead(p)
 		}
 	}
+}
+
+// wait waits for the connection, in the way that suits long segments or in the
+// quickest one.
+func (s *session) wait(long bool, d time.Duration) error {
+	if long {
+		return s.conn.Park(len(s.pending) > 0, d)
+	}
+	return s.conn.Wait(len(s.pending) > 0, d)
 }
 
 // tryMessage takes one whole message out of the stage. ok is false if it has

@@ -39,7 +39,7 @@ func (p *Pair) Progress() (acked, limit journal.LSN) {
 // Wait sleeps until Progress may have something.
 func (p *Pair) Wait(d time.Duration) bool {
 	if s := p.insync.Load(); s != nil {
-		s.conn.Wait(len(s.pending) > 0, d)
+		s.wait(p.node.Log().End()-s.acked > spreadFrom, d)
 		return true
 	}
 	return false

@@ -210,14 +210,19 @@ func conformStream(t *testing.T, pair pairFunc) {
 
 func conformWake(t *testing.T, pair pairFunc) {
 	a, _ := pair(t)
+	t.Run("Wait", func(t *testing.T) { conformWakeOf(t, a, a.Wait) })
+	t.Run("Park", func(t *testing.T) { conformWakeOf(t, a, a.Park) })
+}
+
+func conformWakeOf(t *testing.T, a Conn, wait func(write bool, d time.Duration) error) {
 	quick := func(what string) {
 		t.Helper()
 		start := time.Now()
-		if err := a.Wait(false, patience); err != nil {
+		if err := wait(false, patience); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 		if d := time.Since(start); d > patience/2 {
-			t.Fatalf("%s: Wait slept %v", what, d)
+			t.Fatalf("%s: slept %v", what, d)
 		}
 	}
 	a.Wake()
@@ -225,11 +230,11 @@ func conformWake(t *testing.T, pair pairFunc) {
 	a.Wake()
 	a.Wake()
 	quick("two Wakes")
-	// Two Wakes are one: the next Wait sleeps.
+	// Two Wakes are one: the next wait sleeps.
 	const nap = 5 * time.Millisecond
 	start := time.Now()
-	if err := a.Wait(false, nap); err != nil || time.Since(start) < nap {
-		t.Errorf("a Wait after the woken one: %v after %v", err, time.Since(start))
+	if err := wait(false, nap); err != nil || time.Since(start) < nap {
+		t.Errorf("a wait after the woken one: %v after %v", err, time.Since(start))
 	}
 	// Waker and waiter chase each other: a lost Wake would end in a Wait of
 	// its full length.
@@ -255,10 +260,10 @@ func conformClose(t *testing.T, pair pairFunc) {
 	a, _ := pair(t)
 	// Both waiters are woken by Close, whichever comes first.
 	errs := make(chan error, 2)
-	for range 2 {
+	for _, wait := range []func(bool, time.Duration) error{a.Wait, a.Park} {
 		go func() {
 			for {
-				if err := a.Wait(false, patience); err != nil {
+				if err := wait(false, patience); err != nil {
 					errs <- err
 					return
 				}
@@ -291,6 +296,9 @@ func conformClose(t *testing.T, pair pairFunc) {
 	}
 	if err := a.Wait(true, patience); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Wait after Close: %v", err)
+	}
+	if err := a.Park(true, patience); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Park after Close: %v", err)
 	}
 	if err := a.Close(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("second Close: %v", err)
@@ -406,17 +414,20 @@ func conformAllocs(t *testing.T, pair pairFunc, message float64) {
 	check("TryRead of nothing", 0, func() error { _, err := a.TryRead(buf); return err })
 	check("Wait for nothing", 0, func() error { return a.Wait(false, 0) })
 	check("Wake and Wait", 0, func() error { a.Wake(); return a.Wait(false, patience) })
-	for _, bufs := range [][][]byte{one, two} {
-		// Each buffer may be a message of its own.
-		check("write, wait, read", message*float64(len(bufs)), func() error {
-			if _, err := a.TryWrite(bufs); err != nil {
-				return err
-			}
-			if err := b.Wait(false, patience); err != nil {
-				return err
-			}
-			return readFull(b, buf)
-		})
+	check("Wake and Park", 0, func() error { a.Wake(); return a.Park(false, patience) })
+	for _, wait := range []func(bool, time.Duration) error{b.Wait, b.Park} {
+		for _, bufs := range [][][]byte{one, two} {
+			// Each buffer may be a message of its own.
+			check("write, wait, read", message*float64(len(bufs)), func() error {
+				if _, err := a.TryWrite(bufs); err != nil {
+					return err
+				}
+				if err := wait(false, patience); err != nil {
+					return err
+				}
+				return readFull(b, buf)
+			})
+		}
 	}
 }
 

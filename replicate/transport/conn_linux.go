@@ -120,7 +120,11 @@ func (c *tcpConn) TryWrite(bufs [][]byte) (int, error) {
 	return 0, c.failed("write", os.NewSyscallError("sendmsg", errno))
 }
 
-func (c *tcpConn) Wait(write bool, d time.Duration) error {
+func (c *tcpConn) Wait(write bool, d time.Duration) error { return c.wait(write, d, false) }
+
+func (c *tcpConn) Park(write bool, d time.Duration) error { return c.wait(write, d, true) }
+
+func (c *tcpConn) wait(write bool, d time.Duration, park bool) error {
 	if !c.fd.acquire() {
 		return net.ErrClosed
 	}
@@ -128,7 +132,7 @@ func (c *tcpConn) Wait(write bool, d time.Duration) error {
 	if write {
 		events |= unix.POLLOUT
 	}
-	err := c.fd.wait(events, int64(d))
+	err := c.fd.wait(events, int64(d), park)
 	c.fd.release()
 	if c.fd.closed() {
 		return net.ErrClosed

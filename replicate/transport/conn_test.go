@@ -93,7 +93,7 @@ func TestDescriptorLifetime(t *testing.T) {
 		}
 		for uses.Load() < 20 {
 			d.wake()
-			if err := d.wait(0, 0); err != nil {
+			if err := d.wait(0, 0, false); err != nil {
 				t.Fatal(err)
 			}
 		}

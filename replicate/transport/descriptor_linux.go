@@ -120,8 +120,9 @@ const parkAfter = int64(10 * time.Millisecond)
 
 // wait sleeps until the socket has one of events, until a wake, a close, or
 // for at most ns nanoseconds. Spurious returns are allowed: a wake that found
-// its waiter gone already leaves the eventfd readable for the next.
-func (d *descriptor) wait(events int16, ns int64) error {
+// its waiter gone already leaves the eventfd readable for the next. park: it
+// keeps no thread.
+func (d *descriptor) wait(events int16, ns int64, park bool) error {
 	d.waiters.Add(1)
 	defer d.waiters.Add(-1)
 	if d.woken.Swap(false) {
@@ -129,7 +130,9 @@ func (d *descriptor) wait(events int16, ns int64) error {
 	}
 	var got uint8
 	var err error
-	if d.quiet.Load() && ns > parkAfter {
+	if park {
+		got, err = d.park(events, ns)
+	} else if d.quiet.Load() && ns > parkAfter {
 		begin := time.Now()
 		got, err = d.park(events, ns)
 		d.quiet.Store(int64(time.Since(begin)) > parkAfter)

@@ -58,7 +58,7 @@ func TestPark(t *testing.T) {
 				}
 				d.quiet.Store(true)
 				done := make(chan error)
-				go func() { done <- d.wait(events, int64(patience)) }()
+				go func() { done <- d.wait(events, int64(patience), false) }()
 				for !d.parked.Load() {
 					runtime.Gosched()
 				}
@@ -77,7 +77,7 @@ func TestPark(t *testing.T) {
 				// Nothing is left of it.
 				d.quiet.Store(true)
 				begin = time.Now()
-				if err := d.wait(unix.POLLIN, int64(5*time.Millisecond)); err != nil {
+				if err := d.wait(unix.POLLIN, int64(5*time.Millisecond), false); err != nil {
 					t.Fatal(err)
 				}
 				if took := time.Since(begin); took < 5*time.Millisecond {
@@ -95,14 +95,14 @@ func TestPark(t *testing.T) {
 // one park at once, and one that ends soon makes the next one sleep.
 func TestQuiet(t *testing.T) {
 	d, far := socketpair(t)
-	if err := d.wait(unix.POLLIN, 3*parkAfter); err != nil || !d.quiet.Load() || d.lot == nil {
+	if err := d.wait(unix.POLLIN, 3*parkAfter, false); err != nil || !d.quiet.Load() || d.lot == nil {
 		t.Fatalf("%v; quiet %v, parked %v", err, d.quiet.Load(), d.lot != nil)
 	}
 	if _, err := unix.Write(far, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	for start := time.Now(); d.quiet.Load(); { // a busy machine may need several
-		if err := d.wait(unix.POLLIN, int64(patience)); err != nil {
+		if err := d.wait(unix.POLLIN, int64(patience), false); err != nil {
 			t.Fatal(err)
 		}
 		if time.Since(start) > patience {
@@ -120,7 +120,7 @@ func TestCloseEndsAllWaits(t *testing.T) {
 		for range 2 {
 			d.acquire()
 			go func() {
-				done <- d.wait(unix.POLLIN, int64(patience))
+				done <- d.wait(unix.POLLIN, int64(patience), false)
 				d.release()
 			}()
 		}

@@ -184,13 +184,17 @@ func (c *tlsConn) write(bufs [][]byte) (total int, err error) {
 	return total, nil
 }
 
-// Wait also sends ciphertext that waits.
-func (c *tlsConn) Wait(write bool, d time.Duration) error {
+func (c *tlsConn) Wait(write bool, d time.Duration) error { return c.wait(write, d, false) }
+
+func (c *tlsConn) Park(write bool, d time.Duration) error { return c.wait(write, d, true) }
+
+// wait also sends ciphertext that waits.
+func (c *tlsConn) wait(write bool, d time.Duration, park bool) error {
 	w := c.wire
 	if c.ready.Load() && !w.tcp.fd.closed() {
 		return nil
 	}
-	if err := w.tcp.Wait(write || w.unsent.Load(), d); err != nil {
+	if err := w.tcp.wait(write || w.unsent.Load(), d, park); err != nil {
 		return err
 	}
 	_ = w.flush() // the writer is told, and the reader by the socket

@@ -49,6 +49,10 @@ type Conn interface {
 	// came before is not lost. For some milliseconds it sleeps in the kernel,
 	// in the calling thread: the shortest way from packet to goroutine.
 	Wait(write bool, d time.Duration) error
+	// Park is Wait between the pieces of long segments: it keeps no thread,
+	// which Go's scheduler would watch at the expense of those that work, and
+	// returns some microseconds later.
+	Park(write bool, d time.Duration) error
 	// Wake makes a Wait of now, or the next one, return: at least one, if
 	// several goroutines wait. Several Wakes may count as one.
 	Wake()
