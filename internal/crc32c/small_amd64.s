@@ -55,7 +55,6 @@ byte:
 	JNZ  byte
 
 done:
-	MOVL  AX, AX
 	MOVQ  AX, X0
 	MOVQ  DX, X1
 	PCLMULQDQ $0, X1, X0
