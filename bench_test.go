@@ -83,7 +83,7 @@ func BenchmarkRecovery(b *testing.B) {
 			b.SetBytes(int64(v.journal.End()))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := openMemory("heap", mem, Options{Logger: nopLogger}); err != nil {
+				if _, err := openMemory("tmpfs", mem, Options{Logger: nopLogger}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -98,7 +98,7 @@ func BenchmarkOpenClean(b *testing.B) {
 	for _, size := range []int64{64 << 20, 1 << 30} {
 		b.Run(fmt.Sprintf("%dMiB", size>>20), func(b *testing.B) {
 			mem := emulated(b, size, DefaultJournal)
-			v, err := openMemory("heap", mem, Options{Logger: nopLogger})
+			v, err := openMemory("tmpfs", mem, Options{Logger: nopLogger})
 			if err == nil {
 				err = v.takeUp()
 			}
@@ -121,7 +121,7 @@ func BenchmarkOpenClean(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := openMemory("heap", mem, Options{Logger: nopLogger}); err != nil {
+				if _, err := openMemory("tmpfs", mem, Options{Logger: nopLogger}); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -53,6 +53,9 @@ func patch(crc uint32, old, new []byte, tail int64) uint32 {
 // poly is the Castagnoli polynomial, bit-reversed: bit 31 is x^0.
 const poly = 0x82f63b78
 
+// timesX is c·x modulo the polynomial, both bit-reversed.
+func timesX(c uint32) uint32 { return c>>1 ^ poly&-(c&1) }
+
 // multiply is a·b modulo the polynomial, both bit-reversed. It does the same
 // work whatever the operands are: a data-dependent branch would be
 // mispredicted every other bit.
@@ -61,7 +64,7 @@ func multiply(a, b uint32) uint32 {
 	for range 32 {
 		p ^= b & -(a >> 31)
 		a <<= 1
-		b = b>>1 ^ poly&-(b&1)
+		b = timesX(b)
 	}
 	return p
 }
@@ -69,39 +72,45 @@ func multiply(a, b uint32) uint32 {
 // BlockSize is the unit that CombineBlock joins, in bytes.
 const BlockSize = 4096
 
-// small[n] is x^(8n) for n up to a block; doubling[k] is x^(8·2^k);
+// small[n+4] is x^(8n) for n from -4 up to a block; doubling[k] is x^(8·2^k);
 // behindBlock[k][b] is byte k of a checksum, with value b, moved before a
 // block.
 var (
-	small       [BlockSize + 1]uint32
+	small       [BlockSize + 5]uint32
 	doubling    [63]uint32
 	behindBlock [4][256]uint32
 )
 
 func init() {
-	small[0] = 1 << 31
-	for n := 1; n < len(small); n++ {
-		c := small[n-1]
-		for range 8 {
-			c = c>>1 ^ poly&-(c&1)
+	c := uint32(1 << 31)
+	for range 32 { // divide by x
+		if c>>31 != 0 {
+			c = (c^poly)<<1 | 1
+		} else {
+			c <<= 1
 		}
-		small[n] = c
 	}
-	doubling[0] = small[1]
+	for n := range small {
+		small[n] = c
+		for range 8 {
+			c = timesX(c)
+		}
+	}
+	doubling[0] = power(1)
 	for k := 1; k < len(doubling); k++ {
 		doubling[k] = multiply(doubling[k-1], doubling[k-1])
 	}
 	for k := range behindBlock {
 		for b := range behindBlock[k] {
-			behindBlock[k][b] = multiply(uint32(b)<<(8*k), small[BlockSize])
+			behindBlock[k][b] = multiply(uint32(b)<<(8*k), power(BlockSize))
 		}
 	}
 }
 
 // power is x^(8n).
 func power(n int64) uint32 {
-	if n < int64(len(small)) {
-		return small[n]
+	if n <= BlockSize {
+		return small[n+4]
 	}
 	p := uint32(1 << 31)
 	for k := 0; n != 0; k, n = k+1, n>>1 {
@@ -119,7 +128,7 @@ func init() {
 	for b := range 256 {
 		c := uint32(b)
 		for range 8 {
-			c = c>>1 ^ poly&-(c&1)
+			c = timesX(c)
 		}
 		slicing[0][b] = c
 	}
@@ -138,11 +147,11 @@ func SumWords(words ...uint64) uint32 {
 	if sum, ok := fewWords(words); ok {
 		return sum
 	}
-	return slice(words)
+	return slicingBy8(words)
 }
 
-// slice is SumWords by Intel's slicing-by-8 (Kounavis and Berry, 2005).
-func slice(words []uint64) uint32 {
+// slicingBy8 is SumWords by Intel's method (Kounavis and Berry, 2005).
+func slicingBy8(words []uint64) uint32 {
 	c := ^uint32(0)
 	for _, w := range words {
 		w ^= uint64(c)

@@ -7,31 +7,29 @@ import (
 )
 
 // folds: this CPU has carry-less multiplication of 512 bits at once.
-var folds = cpu.X86.HasAVX512F && cpu.X86.HasAVX512VL && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VPCLMULQDQ && cpu.X86.HasSSE42
+var folds = cpu.X86.HasAVX512F && cpu.X86.HasAVX512VL && cpu.X86.HasAVX512VPCLMULQDQ && cpu.X86.HasSSE42
 
 // foldConstants are, for each distance, the multipliers of the low and the high
-// half of a lane.
-type foldConstants [16]uint64
+// half of a lane; none for the last lane, which stays where it is.
+type foldConstants [12]uint64
 
 // The product of two bit-reversed polynomials comes out one place short, so
 // that each constant has one power of x less than the distance; the low half of
 // a lane stands for powers 64 higher.
 var folding = func() (k foldConstants) {
 	for i, bits := range []int{2048, 512, 384, 256, 128} {
-		k[2*i] = uint64(powerOfX(bits+63)) << 32
-		k[2*i+1] = uint64(powerOfX(bits-1)) << 32
+		c := uint32(1 << 31)
+		for range bits - 1 {
+			c = timesX(c)
+		}
+		k[2*i+1] = uint64(c) << 32
+		for range 64 {
+			c = timesX(c)
+		}
+		k[2*i] = uint64(c) << 32
 	}
 	return k
 }()
-
-// powerOfX is x^n modulo the polynomial, bit-reversed.
-func powerOfX(n int) uint32 {
-	c := uint32(1 << 31)
-	for range n {
-		c = c>>1 ^ poly&-(c&1)
-	}
-	return c
-}
 
 // update folds what is in whole units of foldUnit bytes, which is all of p that
 // it takes: it returns the rest. The method is that of V. Gopal et al., "Fast

@@ -21,10 +21,10 @@ const patchMax = 512
 // shortPatch is what a short change of a block changes in its checksum.
 func shortPatch(old, new []byte, tail int64) (delta uint32, ok bool) {
 	n := len(old)
-	if !patches || n == 0 || n > patchMax || n != len(new) || tail >= int64(len(shifts)) {
+	if !patches || n == 0 || n > patchMax || n != len(new) || tail > BlockSize {
 		return 0, false
 	}
-	return changed(unsafe.Pointer(&old[0]), unsafe.Pointer(&new[0]), uintptr(n), shifts[tail]), true
+	return changed(unsafe.Pointer(&old[0]), unsafe.Pointer(&new[0]), uintptr(n), small[tail]), true
 }
 
 // fewWords is SumWords.
@@ -34,25 +34,6 @@ func fewWords(words []uint64) (sum uint32, ok bool) {
 	}
 	return sumWords(&words[0], len(words)), true
 }
-
-// shifts[n] is x^(8n-32).
-var shifts = func() (s [BlockSize]uint32) {
-	c := uint32(1 << 31)
-	for range 32 { // divide by x
-		if c>>31 != 0 {
-			c = (c^poly)<<1 | 1
-		} else {
-			c <<= 1
-		}
-	}
-	for n := range s {
-		s[n] = c
-		for range 8 {
-			c = c>>1 ^ poly&-(c&1)
-		}
-	}
-	return s
-}()
 
 //go:noescape
 func sumWords(p *uint64, n int) uint32

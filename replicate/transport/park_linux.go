@@ -11,7 +11,7 @@ import (
 )
 
 // A parkingLot is where a goroutine waits for a descriptor that has nothing to
-// say for long. A thread that blocks in ppoll keeps Go's monitor thread awake,
+// say for long, or between the pieces of long segments. A thread that blocks in ppoll keeps Go's monitor thread awake,
 // which looks dozens of times whether the processor should be taken from it:
 // most of what an idle pair would cost. So a long wait parks the goroutine in
 // Go's network poller instead. It costs more calls per wait, and the poller
@@ -96,8 +96,16 @@ func (d *descriptor) park(events int16, ns int64) (got uint8, err error) {
 	if err := errors.Join(l.arm(d.sock, uint32(events)), l.arm(d.event, unix.EPOLLIN)); err != nil {
 		return 0, err
 	}
-	if err := l.raw.Read(l.look); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return 0, err
+	err = l.raw.Read(l.look)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = nil
 	}
-	return l.got, nil
+	// What has not happened must not be heard later, when nobody is parked.
+	if l.got&gotSocket == 0 {
+		err = errors.Join(err, l.arm(d.sock, 0))
+	}
+	if l.got&gotEvent == 0 {
+		err = errors.Join(err, l.arm(d.event, 0))
+	}
+	return l.got, err
 }

@@ -57,9 +57,12 @@ func TestPark(t *testing.T) {
 					}
 				}
 				d.quiet.Store(true)
-				done := make(chan error)
+				done := make(chan error, 1)
 				go func() { done <- d.wait(events, int64(patience), false) }()
 				for !d.parked.Load() {
+					if len(done) > 0 {
+						t.Fatalf("returned before it parked: %v", <-done)
+					}
 					runtime.Gosched()
 				}
 				begin := time.Now()
@@ -71,6 +74,15 @@ func TestPark(t *testing.T) {
 					t.Fatalf("returned after %v", took)
 				}
 				c.after()
+				// What did not end the wait must not ring in Go's poller now.
+				_, _ = unix.Write(far, []byte("x"))
+				d.signal()
+				n, err := unix.EpollWait(d.lot.fd, make([]unix.EpollEvent, 2), 0)
+				_, _ = unix.Read(d.sock, in)
+				_, _ = unix.Read(d.event, in)
+				if n != 0 || err != nil {
+					t.Fatalf("nobody is parked, and the poller hears %d members (%v)", n, err)
+				}
 				if c.write { // filled again, and nothing else to read
 					continue
 				}

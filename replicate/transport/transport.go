@@ -50,8 +50,9 @@ type Conn interface {
 	// in the calling thread: the shortest way from packet to goroutine.
 	Wait(write bool, d time.Duration) error
 	// Park is Wait between the pieces of long segments: it keeps no thread,
-	// which Go's scheduler would watch at the expense of those that work, and
-	// returns some microseconds later.
+	// which Go's scheduler would watch at the expense of those that work. It
+	// returns some microseconds later, and up to 10 ms later where each of
+	// Go's processors has something else to do all the time.
 	Park(write bool, d time.Duration) error
 	// Wake makes a Wait of now, or the next one, return: at least one, if
 	// several goroutines wait. Several Wakes may count as one.
