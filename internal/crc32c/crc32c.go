@@ -20,7 +20,9 @@ func Sum(p []byte) uint32 { return Update(0, p) }
 
 // Update is the CRC-32C of the bytes that crc covers followed by p.
 func Update(crc uint32, p []byte) uint32 {
-	crc, p = update(crc, p)
+	if crc, p = update(crc, p); len(p) == 0 {
+		return crc
+	}
 	return crc32.Update(crc, table, p)
 }
 

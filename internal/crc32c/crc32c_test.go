@@ -43,10 +43,15 @@ func TestUpdate(t *testing.T) {
 }
 
 func TestCombineAndPatch(t *testing.T) {
+	memory := make([]byte, 18000)
+	for i := range memory {
+		memory[i] = byte(i * i >> 3)
+	}
 	rapid.Check(t, func(t *rapid.T) {
-		a := rapid.SliceOfN(rapid.Byte(), 0, 9000).Draw(t, "a")
-		b := rapid.SliceOfN(rapid.Byte(), 0, 9000).Draw(t, "b")
-		whole := append(append([]byte(nil), a...), b...)
+		// Lengths by themselves: rapid's own slices are short.
+		whole := bytes.Clone(memory[:rapid.IntRange(0, len(memory)).Draw(t, "whole")])
+		k := rapid.IntRange(0, len(whole)).Draw(t, "a")
+		a, b := whole[:k], whole[k:]
 		want := crc32.Checksum(whole, table)
 		if got := Combine(Sum(a), Sum(b), int64(len(b))); got != want {
 			t.Fatalf("Combine = %#x, want %#x", got, want)
@@ -58,8 +63,11 @@ func TestCombineAndPatch(t *testing.T) {
 			return
 		}
 		lo := rapid.IntRange(0, len(whole)-1).Draw(t, "lo")
-		hi := rapid.IntRange(lo, len(whole)).Draw(t, "hi")
-		repl := rapid.SliceOfN(rapid.Byte(), hi-lo, hi-lo).Draw(t, "repl")
+		hi := rapid.OneOf(rapid.IntRange(lo, min(lo+600, len(whole))), rapid.IntRange(lo, len(whole))).Draw(t, "hi")
+		repl := bytes.Clone(whole[len(whole)-hi+lo:])
+		for i := range min(len(repl), 64) {
+			repl[i] = rapid.Byte().Draw(t, "repl")
+		}
 		tail := int64(len(whole) - hi)
 		got, std := Patch(want, whole[lo:hi], repl, tail), patch(want, whole[lo:hi], repl, tail)
 		copy(whole[lo:hi], repl)

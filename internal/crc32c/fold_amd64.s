@@ -1,5 +1,11 @@
 #include "textflag.h"
 
+// FOLD multiplies the lanes of a by the constants in Z5 and adds next.
+#define FOLD(a, t, next) \
+	VPCLMULQDQ $0x00, Z5, a, t; \
+	VPCLMULQDQ $0x11, Z5, a, a; \
+	VPTERNLOGQ $0x96, next, t, a // exclusive or of the three
+
 // func fold(crc uint32, p unsafe.Pointer, n uintptr, k *foldConstants) uint32
 //
 // Four accumulators of four lanes of 128 bits take 256 bytes a turn: each lane
@@ -24,18 +30,10 @@ TEXT ·fold(SB), NOSPLIT, $0-36
 	JZ   join
 
 turn:
-	VPCLMULQDQ $0x00, Z5, Z1, Z6
-	VPCLMULQDQ $0x11, Z5, Z1, Z1
-	VPCLMULQDQ $0x00, Z5, Z2, Z7
-	VPCLMULQDQ $0x11, Z5, Z2, Z2
-	VPCLMULQDQ $0x00, Z5, Z3, Z8
-	VPCLMULQDQ $0x11, Z5, Z3, Z3
-	VPCLMULQDQ $0x00, Z5, Z4, Z9
-	VPCLMULQDQ $0x11, Z5, Z4, Z4
-	VPTERNLOGQ $0x96, (SI), Z6, Z1 // exclusive or of the three
-	VPTERNLOGQ $0x96, 64(SI), Z7, Z2
-	VPTERNLOGQ $0x96, 128(SI), Z8, Z3
-	VPTERNLOGQ $0x96, 192(SI), Z9, Z4
+	FOLD(Z1, Z6, (SI))
+	FOLD(Z2, Z7, 64(SI))
+	FOLD(Z3, Z8, 128(SI))
+	FOLD(Z4, Z9, 192(SI))
 	PREFETCHT0 2048(SI)
 	PREFETCHT0 2112(SI)
 	PREFETCHT0 2176(SI)
@@ -46,15 +44,9 @@ turn:
 
 join:
 	VBROADCASTI32X4 16(DX), Z5 // x^512
-	VPCLMULQDQ $0x00, Z5, Z1, Z6
-	VPCLMULQDQ $0x11, Z5, Z1, Z1
-	VPTERNLOGQ $0x96, Z2, Z6, Z1
-	VPCLMULQDQ $0x00, Z5, Z1, Z6
-	VPCLMULQDQ $0x11, Z5, Z1, Z1
-	VPTERNLOGQ $0x96, Z3, Z6, Z1
-	VPCLMULQDQ $0x00, Z5, Z1, Z6
-	VPCLMULQDQ $0x11, Z5, Z1, Z1
-	VPTERNLOGQ $0x96, Z4, Z6, Z1
+	FOLD(Z1, Z6, Z2)
+	FOLD(Z1, Z6, Z3)
+	FOLD(Z1, Z6, Z4)
 	VMOVDQU64  32(DX), Z5 // x^384, x^256, x^128; nothing for the last lane
 	VPCLMULQDQ $0x00, Z5, Z1, Z6
 	VPCLMULQDQ $0x11, Z5, Z1, Z7

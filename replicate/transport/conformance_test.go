@@ -416,7 +416,7 @@ func conformAllocs(t *testing.T, pair pairFunc, message float64) {
 	check("TryRead of nothing", 0, func() error { _, err := a.TryRead(buf); return err })
 	check("Wait for nothing", 0, func() error { return a.Wait(false, 0) })
 	check("Wake and Wait", 0, func() error { a.Wake(); return a.Wait(false, patience) })
-	check("Wake and Park", 0, func() error { a.Wake(); return a.Park(false, patience) })
+	check("Park for nothing", 0, func() error { return a.Park(false, time.Microsecond) })
 	for _, wait := range []func(bool, time.Duration) error{b.Wait, b.Park} {
 		for _, bufs := range [][][]byte{one, two} {
 			// Each buffer may be a message of its own.

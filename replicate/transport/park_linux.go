@@ -11,13 +11,14 @@ import (
 )
 
 // A parkingLot is where a goroutine waits for a descriptor that has nothing to
-// say for long, or between the pieces of long segments. A thread that blocks in ppoll keeps Go's monitor thread awake,
-// which looks dozens of times whether the processor should be taken from it:
-// most of what an idle pair would cost. So a long wait parks the goroutine in
-// Go's network poller instead. It costs more calls per wait, and the poller
-// must hear nothing while the pair is busy (see tcpConn), so what the poller
-// watches is an epoll instance of the descriptor's own, whose two members are
-// armed for one event each by the one who parks.
+// say for long, or between the pieces of long segments. A thread that blocks in
+// ppoll keeps Go's monitor thread awake, which looks dozens of times whether the
+// processor should be taken from it: most of what an idle pair would cost. So
+// such a wait parks the goroutine in Go's network poller instead. It costs more
+// calls per wait, and the poller must hear nothing while the pair is busy (see
+// tcpConn), so what the poller watches is an epoll instance of the descriptor's
+// own, whose two members are armed for one event each by the one who parks, and
+// disarmed by him where that event has not come.
 type parkingLot struct {
 	file   *os.File // of the epoll instance, in Go's poller
 	raw    syscall.RawConn
