@@ -123,11 +123,15 @@ func (c *Committer) Commit(ctx context.Context, r *Request) (LSN, error) {
 
 // park waits until r is done or has the role.
 func (c *Committer) park(ctx context.Context, r *Request) (LSN, error) {
-	select {
-	case <-r.wake:
-	case <-ctx.Done():
-		if gone, end, err := c.withdraw(ctx, r); gone {
-			return end, err
+	if done := ctx.Done(); done == nil {
+		<-r.wake // a select would be a tenth of all that 64 committers do
+	} else {
+		select {
+		case <-r.wake:
+		case <-done:
+			if gone, end, err := c.withdraw(ctx, r); gone {
+				return end, err
+			}
 		}
 	}
 	if r.driver {

@@ -308,7 +308,7 @@ func (m *measured) floor(s *session, plan plan) error {
 }
 
 func (m *measured) result(l *load) *CommitResult {
-	c, f := latencyOf(l.histogram()), latencyOf(m.ping)
+	c, f := latencyOf(l.hist), latencyOf(m.ping)
 	bytes := float64(m.o.Size)
 	poll := "auto"
 	switch {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
 
@@ -22,20 +23,28 @@ type load struct {
 	slots int64 // of each committer
 	of    []committer
 	took  time.Duration // while round trips were recorded
+
+	mu   sync.Mutex
+	hist *hdrhistogram.Histogram
 }
 
+// committer hands what it took to the load's histogram by the batch: one of its
+// own would be in no cache when it is written to, and with many committers that
+// was a fifth of what a commit took.
 type committer struct {
-	p    []byte
-	n    int64 // commits so far
-	base int64 // n when it was told to forget
-	hist *hdrhistogram.Histogram
-	err  error
+	p      []byte
+	n      int64 // commits so far
+	base   int64 // n when it was told to forget
+	recent []time.Duration
+	err    error
 }
+
+const batch = 64
 
 func newLoad(v *nvmmirror.Volume, o CommitOptions) *load {
-	l := &load{v: v, size: int64(o.Size), slots: o.RegionSize / (int64(o.Size) * int64(o.Committers)), of: make([]committer, o.Committers)}
+	l := &load{v: v, size: int64(o.Size), slots: o.RegionSize / (int64(o.Size) * int64(o.Committers)), of: make([]committer, o.Committers), hist: newHistogram()}
 	for c := range l.of {
-		l.of[c].hist = newHistogram()
+		l.of[c].recent = make([]time.Duration, 0, batch)
 		l.of[c].p = bytes.Repeat([]byte{byte(c + 1)}, o.Size)
 	}
 	return l
@@ -44,9 +53,9 @@ func newLoad(v *nvmmirror.Volume, o CommitOptions) *load {
 // forget makes what has been done so far warm-up.
 func (l *load) forget() {
 	for c := range l.of {
-		l.of[c].hist.Reset()
 		l.of[c].base = l.of[c].n
 	}
+	l.hist.Reset()
 	l.took = 0
 }
 
@@ -58,20 +67,19 @@ func (l *load) commits() (n int64) {
 	return n
 }
 
-func (l *load) histogram() *hdrhistogram.Histogram {
-	all := newHistogram()
-	for c := range l.of {
-		all.Merge(l.of[c].hist)
-	}
-	return all
+// ownBytes is what histogram and buffers take where all of them is touched.
+func (l *load) ownBytes() int64 {
+	return int64(l.hist.ByteSize()) + int64(len(l.of))*(l.size+batch*int64(unsafe.Sizeof(time.Duration(0))))
 }
 
-// ownBytes is what histograms and buffers take where all of them is touched.
-func (l *load) ownBytes() (n int64) {
-	for c := range l.of {
-		n += int64(l.of[c].hist.ByteSize()) + l.size
+// record takes what a committer has measured into the histogram.
+func (l *load) record(m *committer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range m.recent {
+		record(l.hist, d)
 	}
-	return n
+	m.recent = m.recent[:0]
 }
 
 // offset is where committer c writes its n-th.
@@ -86,14 +94,24 @@ func (m *committer) fill(n int64) {
 	copy(m.p, count[:])
 }
 
-// run commits for d, of which the first tenth is not recorded.
+// run commits for d, of which the first tenth is not recorded. Who interrupts it
+// closes the volume: a commit that waits for its context as well takes longer.
 func (l *load) run(ctx context.Context, d time.Duration) error {
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		l.v.Close()
+	})
 	var wg sync.WaitGroup
 	start := time.Now()
 	for c := range l.of {
-		wg.Go(func() { l.of[c].err = l.commit(ctx, c, start, d) })
+		wg.Go(func() { l.of[c].err = l.commit(c, start, d) })
 	}
 	wg.Wait()
+	if !stop() {
+		<-closed
+		return ctx.Err()
+	}
 	l.took += time.Since(start) - d/10
 	var errs []error
 	for c := range l.of {
@@ -102,13 +120,14 @@ func (l *load) run(ctx context.Context, d time.Duration) error {
 	return errors.Join(errs...)
 }
 
-func (l *load) commit(ctx context.Context, c int, start time.Time, d time.Duration) error {
+func (l *load) commit(c int, start time.Time, d time.Duration) error {
 	m := &l.of[c]
-	for {
+	defer l.record(m)
+	for recorded := false; ; {
 		m.fill(m.n)
 		off := l.offset(c, m.n)
 		begin := time.Since(start)
-		if begin > d && m.hist.TotalCount() > 0 {
+		if begin > d && recorded {
 			return nil
 		}
 		tx := l.v.Begin()
@@ -116,11 +135,14 @@ func (l *load) commit(ctx context.Context, c int, start time.Time, d time.Durati
 			tx.Discard()
 			return err
 		}
-		if _, err := tx.Commit(ctx); err != nil {
+		if _, err := tx.Commit(context.Background()); err != nil {
 			return err
 		}
 		if begin >= d/10 {
-			record(m.hist, time.Since(start)-begin)
+			m.recent = append(m.recent, time.Since(start)-begin)
+			if recorded = true; len(m.recent) == batch {
+				l.record(m)
+			}
 		}
 		m.n++
 	}
