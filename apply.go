@@ -40,9 +40,7 @@ func (v *Volume) apply(upTo LSN) (err error) {
 }
 
 // segment decodes and verifies the segment at an LSN, and takes the checksums
-// of the whole blocks in it into blockSums. Those that recovery took as it
-// scanned the log, in scanned, are not taken again: where a block has changed in
-// memory since, its entry will not match it.
+// of the whole blocks in it into blockSums.
 func (v *Volume) segment(ring journal.Ring, at LSN, h *journal.Header) (body []byte, err error) {
 	v.blockSums = v.blockSums[:0]
 	if err := ring.Header(at, h); err != nil {
@@ -53,7 +51,7 @@ func (v *Volume) segment(ring journal.Ring, at LSN, h *journal.Header) (body []b
 	}
 	body = ring.Raw(at, int(h.Length))[journal.HeaderSize:]
 	var crc uint32
-	crc, v.scanned, v.blockSums = sumBody(body, v.scanned, v.blockSums)
+	crc, _, v.blockSums = sumBody(body, nil, v.blockSums)
 	return body, journal.CheckSum(h, crc)
 }
 
@@ -92,29 +90,12 @@ func (v *Volume) applySegment(h *journal.Header, body []byte) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	if !h.Pad {
-		redo := h.LSN < LSN(v.redoUntil.Load())
-		sums := v.blockSums
 		v.copied = nil
 		if v.copying {
 			v.copied = v.blocksAt(h.End(), body)
 		}
-		ahead, more := journal.NewRecords(body), h.Count > 1
-		for i := 0; more && i < warmed; i++ {
-			more = v.warm(&ahead)
-		}
-		for records := journal.NewRecords(body); ; {
-			rec, ok, err := records.Next()
-			if err != nil {
-				return fmt.Errorf("segment at LSN %d: %w", h.LSN, err)
-			}
-			if !ok {
-				break
-			}
-			more = more && v.warm(&ahead)
-			if err := v.inRange(rec.Off, len(rec.Data)); err != nil {
-				return fmt.Errorf("segment at LSN %d: %w", h.LSN, err)
-			}
-			sums = v.applyRecord(rec, sums, h.End(), redo)
+		if _, err := v.applyRecords(h, body, v.blockSums, all); err != nil {
+			return err
 		}
 	}
 	v.chain = h.CRC
@@ -124,6 +105,31 @@ func (v *Volume) applySegment(h *journal.Header, body []byte) error {
 		v.checkpointed.Store(uint64(h.End()))
 	}
 	return nil
+}
+
+// applyRecords applies what of a segment falls into a part of the blocks. sums
+// are the checksums of the whole blocks to come, also of those that are not in
+// the part; it returns those that are left.
+func (v *Volume) applyRecords(h *journal.Header, body []byte, sums []uint32, of part) (left []uint32, err error) {
+	redo := h.LSN < LSN(v.redoUntil.Load())
+	ahead, more := journal.NewRecords(body), h.Count > 1
+	for i := 0; more && i < warmed; i++ {
+		more = v.warm(&ahead)
+	}
+	for records := journal.NewRecords(body); ; {
+		rec, ok, err := records.Next()
+		if err != nil {
+			return nil, fmt.Errorf("segment at LSN %d: %w", h.LSN, err)
+		}
+		if !ok {
+			return sums, nil
+		}
+		more = more && v.warm(&ahead)
+		if err := v.inRange(rec.Off, len(rec.Data)); err != nil {
+			return nil, fmt.Errorf("segment at LSN %d: %w", h.LSN, err)
+		}
+		sums = v.applyRecord(rec, sums, h.End(), redo, of)
+	}
 }
 
 // warmed is how many records ahead of the one that is applied the CPU is asked
@@ -168,7 +174,7 @@ func (v *Volume) blocksAt(lsn LSN, body []byte) map[int64]bool {
 // the whole blocks to come; it returns those that are left. There are enough,
 // unless memory has changed since they were taken: a block without one will
 // then count as damaged.
-func (v *Volume) applyRecord(rec journal.Record, sums []uint32, lsn LSN, redo bool) []uint32 {
+func (v *Volume) applyRecord(rec journal.Record, sums []uint32, lsn LSN, redo bool, of part) []uint32 {
 	for off, p := rec.Off, rec.Data; len(p) > 0; {
 		b, lo := off/blockSize, int(off%blockSize)
 		n := min(blockSize-lo, len(p))
@@ -176,7 +182,9 @@ func (v *Volume) applyRecord(rec journal.Record, sums []uint32, lsn LSN, redo bo
 		if n == blockSize && len(sums) > 0 {
 			sum, sums = sums[0], sums[1:]
 		}
-		v.applyBlock(b, lo, p[:n], sum, lsn, redo)
+		if of.has(b) {
+			v.applyBlock(b, lo, p[:n], sum, lsn, redo)
+		}
 		off, p = off+int64(n), p[n:]
 	}
 	return sums
@@ -202,8 +210,8 @@ func (v *Volume) applyBlock(b int64, lo int, p []byte, sum uint32, lsn LSN, redo
 		// counts as unverified.
 		v.mem.Write(off, p)
 		v.table.set(b, entry{lsn, crc32c.Sum(v.block(b)), true})
-		v.distrust(b)
-		delete(v.bad, b)
+		v.unverified.add(b)
+		v.bad.remove(b)
 	case !ok:
 		v.noteBad(b, "its block table entry is damaged")
 		v.mem.Write(off, p)
@@ -228,31 +236,18 @@ func (v *Volume) block(b int64) []byte {
 // trust: the block was rewritten as a whole, or compared with the peer. Its
 // entry says so already.
 func (v *Volume) trust(b int64) {
-	if v.unverified.has(b) {
-		v.unverified.remove(b)
-		v.unverifieds.Add(-1)
-	}
-	if len(v.bad) > 0 {
-		delete(v.bad, b)
-	}
-}
-
-// distrust notes a block whose entry says that it is unverified.
-func (v *Volume) distrust(b int64) {
-	if !v.unverified.has(b) {
-		v.unverified.add(b)
-		v.unverifieds.Add(1)
-	}
+	v.unverified.remove(b)
+	v.bad.remove(b)
 }
 
 // noteBad notes a block that does not match its entry. Its entry keeps not
 // matching, whatever is changed around the damage, until the block is
 // rewritten or repaired.
 func (v *Volume) noteBad(b int64, why string) {
-	if v.bad[b] {
+	if v.bad.has(b) {
 		return
 	}
-	v.bad[b] = true
+	v.bad.add(b)
 	v.counters.badBlocks.Add(1)
 	v.log.Error("damaged block", zap.String("region", v.path), zap.Int64("block", b), zap.Int64("offset", b*blockSize), zap.String("why", why))
 	if v.pair != nil {

@@ -2,7 +2,6 @@ package nvmmirror
 
 import (
 	"fmt"
-	"math/bits"
 	"time"
 
 	"go.uber.org/zap"
@@ -136,7 +135,7 @@ func (v *Volume) checkpoint(clean bool) (err error) {
 		// What lies above a checkpoint below redoUntil may have been applied
 		// in part before a crash: the next recovery still has to know.
 		m.Clean = clean && c.LSN >= LSN(v.redoUntil.Load())
-		m.Settled, m.End = v.unverifieds.Load() == 0, v.journal.End()
+		m.Settled, m.End = v.unverified.n.Load() == 0, v.journal.End()
 		return nil
 	})
 	if err != nil {
@@ -151,15 +150,12 @@ func (v *Volume) checkpoint(clean bool) (err error) {
 // flushBlocks flushes the data and the table entries of blocks.
 func (v *Volume) flushBlocks(set blockSet) {
 	line := int64(-1)
-	for w, word := range set {
-		for ; word != 0; word &= word - 1 {
-			b := int64(w*64 + bits.TrailingZeros64(word))
-			v.mem.Flush(v.data.Off+b*blockSize, blockSize)
-			entry := v.table.area.Off + b*tableEntry
-			if l := entry / pmem.LineSize; l != line {
-				line = l
-				v.mem.Flush(entry, tableEntry)
-			}
+	for b := range set.all() {
+		v.mem.Flush(v.data.Off+b*blockSize, blockSize)
+		entry := v.table.area.Off + b*tableEntry
+		if l := entry / pmem.LineSize; l != line {
+			line = l
+			v.mem.Flush(entry, tableEntry)
 		}
 	}
 }

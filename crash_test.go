@@ -179,8 +179,8 @@ func TestCloseWithPartlyApplied(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := make([]byte, 200)
-	if _, err := v.ReadAt(p, 0); err != nil || p[10] != 2 || len(v.bad) != 0 {
-		t.Fatalf("%v, %v, %d damaged blocks", err, p[:12], len(v.bad))
+	if _, err := v.ReadAt(p, 0); err != nil || p[10] != 2 || v.bad.n.Load() != 0 {
+		t.Fatalf("%v, %v, %d damaged blocks", err, p[:12], v.bad.n.Load())
 	}
 }
 

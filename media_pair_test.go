@@ -142,6 +142,8 @@ func mediaPairDown(t *testing.T, m *media) {
 		if where == "secondary" {
 			n = b
 		}
+		// Else the log that wrote every block is redone, over all flips.
+		n.until("checkpointed", func(s Status) bool { return s.Ckpt > 0 })
 		for round, how := range []string{"killed", "closed"} {
 			for range 20 { // a live journal, and blocks that recovery writes again
 				off := rng.Int64N(a.Size() - 3000)

@@ -91,7 +91,7 @@ func (n *node) AcceptLoss() (err error) {
 	for b := range v.size / blockSize {
 		if e, ok := v.table.get(b); ok && e.lsn > lost {
 			v.table.set(b, entry{start, crc32c.Sum(v.block(b)), true})
-			v.distrust(b)
+			v.unverified.add(b)
 			v.dirty.add(b)
 		}
 	}
@@ -183,9 +183,8 @@ func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
 	v.copying = true
 	v.damaged.Store(false)
 	v.redoUntil.Store(0)
-	clear(v.unverified)
-	v.unverifieds.Store(0)
-	clear(v.bad)
+	v.unverified.reset()
+	v.bad.reset()
 	return nil
 }
 
@@ -199,7 +198,7 @@ func (n *node) CopyBlocks(first uint32, src []byte, info []replicate.BlockInfo) 
 		n.mem.Copy(n.data.Off+b*blockSize, src[i*blockSize:][:blockSize])
 		n.table.set(b, entry{in.LSN, in.CRC, in.Unverified})
 		if in.Unverified {
-			n.v().distrust(b)
+			n.unverified.add(b)
 		}
 		n.dirty.add(b)
 	}

@@ -164,7 +164,7 @@ func sameMarks(a, b *Volume) {
 		defer a.applyMu.RUnlock()
 		b.applyMu.RLock()
 		defer b.applyMu.RUnlock()
-		return slices.Equal(a.unverified, b.unverified)
+		return slices.Equal(a.unverified.blockSet, b.unverified.blockSet)
 	}
 	for deadline := time.Now().Add(slow(10 * time.Second)); !same() && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)

@@ -466,10 +466,10 @@ func TestUnverifiedOnBothNodes(t *testing.T) {
 			v.applyMu.Lock()
 			e, _ := v.table.get(7)
 			v.table.set(7, entry{e.lsn, crc32c.Sum(v.block(7)), true})
-			v.distrust(7)
+			v.unverified.add(7)
 			v.applyMu.Unlock()
 		}
-		d.until("reported", func() bool { return d.a.v.bad[7] })
+		d.until("reported", func() bool { return d.a.v.bad.has(7) })
 		read := func() (err error) {
 			p := make([]byte, 1)
 			done := false
@@ -495,7 +495,7 @@ func TestUnverifiedOnBothNodes(t *testing.T) {
 			}
 			x.Commit(d.t.Context())
 		}, func(bool) { done = true })
-		d.until("rewritten", func() bool { return done && !d.a.v.bad[7] && !d.a.v.unverified.has(7) })
+		d.until("rewritten", func() bool { return done && !d.a.v.bad.has(7) && !d.a.v.unverified.has(7) })
 		if err := read(); err != nil {
 			d.t.Fatal(err)
 		}

@@ -145,7 +145,7 @@ func (w *simPair) lawful() bool {
 // either, or two bits of it flipped. Or the peer's is not there.
 func (n *simNode) badForGood() bool {
 	other := n.w.nodes[1-n.i]
-	for b := range n.v.bad {
+	for b := range n.v.bad.all() {
 		if other.v.unverified.has(b) && (n.v.unverified.has(b) || n.once[b] > 1) || other.v.copying {
 			n.w.event("%s: block %d stays damaged, and is reported", n.name, b)
 			return true

@@ -281,19 +281,11 @@ var errRetryRepair = fmt.Errorf("the peer's block is of another moment; try agai
 func (v *Volume) compareUnverified() (some bool) {
 	const atOnce = 256
 	v.applyMu.RLock()
-	var ask []uint32
-	for b := range v.bad {
-		if len(ask) < atOnce/2 {
-			ask = append(ask, uint32(b))
-		}
+	ask := v.bad.some(atOnce/2, v.badAsked) // some may stay damaged: each has its turn
+	if n := len(ask); n > 0 {
+		v.badAsked = int64(ask[n-1]) + 1
 	}
-	for w := 0; v.unverifieds.Load() > 0 && w < len(v.unverified) && len(ask) < atOnce; w++ {
-		for i := range 64 {
-			if v.unverified[w]&(1<<i) != 0 && len(ask) < atOnce {
-				ask = append(ask, uint32(w*64+i))
-			}
-		}
-	}
+	ask = append(ask, v.unverified.some(atOnce-len(ask), 0)...)
 	v.applyMu.RUnlock()
 	for _, b := range ask {
 		if v.pair.RequestBlock(b) != nil {

@@ -1,9 +1,10 @@
 package nvmmirror
 
 import (
+	"cmp"
+
 	"go.uber.org/zap"
 
-	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/replicate"
 )
@@ -34,14 +35,9 @@ func (v *Volume) recover() error {
 		v.log.Warn("inconsistent: a full copy onto this node did not finish", zap.String("region", v.path))
 		return nil
 	}
-	scan, err := survey(v.mem.Bytes(), m, func(body []byte) (crc uint32) {
-		if len(body) < blockSize {
-			return crc32c.Sum(body)
-		}
-		crc, _, v.scanned = sumBody(body, nil, v.scanned)
-		return crc
-	})
-	if err != nil {
+	sums := summer{mem: v.mem, ring: v.journal.Ring(), history: m.State.History}
+	scan, err := survey(v.mem.Bytes(), m, sums.sum)
+	if err = cmp.Or(sums.err, err); err != nil {
 		return err
 	}
 	if err := v.journal.Trust(ckpt.LSN, scan.End); err != nil {
@@ -56,7 +52,7 @@ func (v *Volume) recover() error {
 		Segments: scan.Segments, Transactions: scan.Transactions, Stop: scan.Stop.Error(),
 	}
 	if !m.Clean || !m.Settled {
-		eachUnverified(v.mem.Bytes()[m.Table.Off:], m.Size/blockSize, v.distrust)
+		eachUnverified(v.mem.Bytes()[m.Table.Off:], m.Size/blockSize, v.unverified.add)
 	}
 	v.redoUntil.Store(uint64(scan.End))
 	if scan.Damage != nil {
@@ -68,10 +64,9 @@ func (v *Volume) recover() error {
 	if m.Clean {
 		v.redoUntil.Store(0)
 	}
-	if err := v.apply(applyLimit(m, scan.End)); err != nil {
+	if err := v.redo(applyLimit(m, scan.End), sums.blocks); err != nil {
 		return err
 	}
-	v.scanned = nil
 	v.recovery.Applied = v.Applied()
 	v.log.Info("recovered", zap.String("region", v.path), zap.Bool("clean", m.Clean),
 		zap.Uint64("from", uint64(scan.From)), zap.Uint64("end", uint64(scan.End)), zap.Uint64("applied", uint64(v.Applied())),
@@ -88,7 +83,7 @@ func (v *Volume) recover() error {
 // not a torn tail. A clean close has noted where the log ends, so that nothing
 // has to be searched: opening takes as long whatever the region's size is. sum,
 // where given, takes the checksums of bodies, in the log's order.
-func survey(mem []byte, m *metadata, sum func(body []byte) uint32) (journal.Scan, error) {
+func survey(mem []byte, m *metadata, sum func(*journal.Header, []byte) uint32) (journal.Scan, error) {
 	ring := journal.Ring{Bytes: mem[m.Journal.Off:m.Journal.end():m.Journal.end()], Base: m.RingBase}
 	acked := m.State.Acked
 	switch {

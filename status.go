@@ -90,9 +90,7 @@ func (v *Volume) Status() Status {
 		}
 	}
 	primary := v.pair.Role() == replicate.Primary
-	v.applyMu.RLock()
-	bad := len(v.bad)
-	v.applyMu.RUnlock()
+	bad, unverified := v.bad.n.Load(), v.unverified.n.Load()
 	degraded(v.failed.Load() != nil, "persistence failed: %v", errOf(v.failed.Load()))
 	degraded(v.mem.Class().String() == "emulated", "emulated memory: nothing survives a reboot")
 	degraded(v.opt.Peer == nil, "standalone: one copy only")
@@ -103,14 +101,14 @@ func (v *Volume) Status() Status {
 	degraded(m.State.Resync != nil, "inconsistent: a full copy has not finished")
 	degraded((*node)(v).Damaged(), "journal damaged: %s", v.recovery.Damage)
 	degraded(bad > 0, "%d damaged blocks", bad)
-	degraded(v.unverifieds.Load() > 0, "%d blocks not compared with the peer since a crash", v.unverifieds.Load())
+	degraded(unverified > 0, "%d blocks not compared with the peer since a crash", unverified)
 	pc := v.pair.Counters()
 	s.Counters = Counters{
 		Commits: v.counters.commits.Load(), CommittedBytes: v.counters.bytes.Load(), Reads: v.counters.reads.Load(),
 		Checkpoints: v.counters.checkpts.Load(), CRCFailures: pc.CRCFailures.Load(), Resends: pc.Resends.Load(),
 		Reconnects: pc.Reconnects.Load(), DialFailures: pc.DialFailures.Load(), Refused: pc.Refused.Load(),
 		BadBlocks: v.counters.badBlocks.Load(), RepairedBlocks: v.counters.repaired.Load(),
-		UnverifiedBlocks: v.unverifieds.Load(), MetadataRepairs: v.counters.metaRepairs.Load(),
+		UnverifiedBlocks: unverified, MetadataRepairs: v.counters.metaRepairs.Load(),
 		MD5Failures: v.md5Failures(),
 	}
 	return s

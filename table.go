@@ -2,6 +2,9 @@ package nvmmirror
 
 import (
 	"encoding/binary"
+	"iter"
+	"math/bits"
+	"sync/atomic"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -118,3 +121,57 @@ func newBlockSet(blocks int64) blockSet { return make(blockSet, (blocks+63)/64) 
 func (s blockSet) has(b int64) bool { return s[b>>6]&(1<<(b&63)) != 0 }
 func (s blockSet) add(b int64)      { s[b>>6] |= 1 << (b & 63) }
 func (s blockSet) remove(b int64)   { s[b>>6] &^= 1 << (b & 63) }
+
+// all are the blocks in the set, in order.
+func (s blockSet) all() iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for w, word := range s {
+			for ; word != 0; word &= word - 1 {
+				if !yield(int64(w*64 + bits.TrailingZeros64(word))) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// marks is a set of blocks, mostly an empty one. How many they are is for anyone
+// to read.
+type marks struct {
+	blockSet
+	n atomic.Int64
+}
+
+func (m *marks) add(b int64) {
+	if !m.has(b) {
+		m.blockSet.add(b)
+		m.n.Add(1)
+	}
+}
+
+func (m *marks) remove(b int64) {
+	if m.has(b) {
+		m.blockSet.remove(b)
+		m.n.Add(-1)
+	}
+}
+
+func (m *marks) reset() {
+	clear(m.blockSet)
+	m.n.Store(0)
+}
+
+// some are at most so many of the blocks, from one on and around.
+func (m *marks) some(most int, from int64) (blocks []uint32) {
+	if m.n.Load() == 0 {
+		return nil // and nothing is searched
+	}
+	for _, around := range [...]bool{false, true} {
+		for b := range m.all() {
+			if b < from == around && len(blocks) < most {
+				blocks = append(blocks, uint32(b))
+			}
+		}
+	}
+	return blocks
+}

@@ -107,11 +107,11 @@ func TestFlipIsNotBlessed(t *testing.T) {
 			t.Fatal("the damaged block is served")
 		}
 	}
-	if len(v.bad) != 1 {
-		t.Errorf("%d damaged blocks are known", len(v.bad))
+	if v.bad.n.Load() != 1 {
+		t.Errorf("%d damaged blocks are known", v.bad.n.Load())
 	}
 	write(blockSize, blockSize)
-	if _, err := v.ReadAt(make([]byte, 10), blockSize); err != nil || len(v.bad) != 0 {
-		t.Errorf("after it was rewritten: %v, %d damaged blocks", err, len(v.bad))
+	if _, err := v.ReadAt(make([]byte, 10), blockSize); err != nil || v.bad.n.Load() != 0 {
+		t.Errorf("after it was rewritten: %v, %d damaged blocks", err, v.bad.n.Load())
 	}
 }

@@ -65,19 +65,18 @@ type Volume struct {
 	pair      *replicate.Pair
 	table     table
 
-	applyMu     sync.RWMutex
-	applied     atomic.Uint64
-	chain       uint32   // of the segment before applied
-	blockSums   []uint32 // of the segment that is being applied: the log's owner's
-	scanned     []uint32 // those of the log that recovery has scanned and not applied yet
-	dirty       blockSet // changed above the checkpoint
-	spare       blockSet // empty; the checkpoint's
-	unverified  blockSet
-	unverifieds atomic.Int64
-	bad         map[int64]bool
-	redoUntil   atomic.Uint64  // segments below were perhaps applied before a crash; changed under applyMu
-	copying     bool           // blocks arrive in a full copy: apply only what is newer
-	copied      map[int64]bool // of the segment that is being applied: blocks that hold it; the log's owner's
+	applyMu    sync.RWMutex
+	applied    atomic.Uint64
+	chain      uint32   // of the segment before applied
+	blockSums  []uint32 // of the segment that is being applied: the log's owner's
+	dirty      blockSet // changed above the checkpoint
+	spare      blockSet // empty; the checkpoint's
+	unverified marks
+	bad        marks
+	badAsked   int64          // where compareUnverified goes on: the checkpointer's
+	redoUntil  atomic.Uint64  // segments below were perhaps applied before a crash; changed under applyMu
+	copying    bool           // blocks arrive in a full copy: apply only what is newer
+	copied     map[int64]bool // of the segment that is being applied: blocks that hold it; the log's owner's
 
 	checkpointed atomic.Uint64
 	ckptMu       sync.Mutex // one checkpoint at a time
@@ -252,12 +251,12 @@ func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) 
 		size: m.Size, ring: m.Journal, data: m.Data,
 		table:    table{mem, m.Table},
 		dirty:    newBlockSet(m.Size / blockSize),
-		bad:      map[int64]bool{},
 		repairs:  map[int64][]chan error{},
 		ckptKick: make(chan struct{}, 1), wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	v.spare = newBlockSet(m.Size / blockSize)
-	v.unverified = newBlockSet(m.Size / blockSize)
+	v.unverified.blockSet = newBlockSet(m.Size / blockSize)
+	v.bad.blockSet = newBlockSet(m.Size / blockSize)
 	v.journal = journal.NewLog(mem, m.Journal.Off, m.Journal.Len, m.RingBase)
 	// A killed process may have left a copy visible and not durable. The next
 	// change to the other one would put both at risk.

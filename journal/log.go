@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync/atomic"
 
+	"github.com/nvmmirror/nvmmirror/internal/parts"
 	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
@@ -183,6 +184,29 @@ func (l *Log) Extend(history History) error {
 // padding segment, which alone its validity depends on, the zeros may be
 // missing: they are written again.
 func (l *Log) Trust(from, to LSN) error {
+	n := parts.Of(int64(to - from))
+	start := func(i int) LSN { return from + (to-from)/LSN(n)*LSN(i)&^(Align-1) }
+	return parts.Do(n, func(i int) (err error) {
+		defer pmem.Recover(l.mem, pmem.Arm(), &err)
+		if i == 0 {
+			if err := l.zeroPadding(from, to); err != nil {
+				return err
+			}
+		}
+		end := to
+		if i+1 < n {
+			end = start(i + 1)
+		}
+		for at := start(i); at < end; {
+			k := min(int(end-at), l.ring.contiguous(at))
+			l.Flush(at, k)
+			at += LSN(k)
+		}
+		return l.mem.Fence()
+	})
+}
+
+func (l *Log) zeroPadding(from, to LSN) error {
 	var h Header
 	for ; from < to; from = h.End() {
 		if err := l.ring.Header(from, &h); err != nil {
@@ -191,7 +215,6 @@ func (l *Log) Trust(from, to LSN) error {
 		if h.Pad {
 			l.mem.Zero(l.off+int64(l.ring.pos(from))+HeaderSize, int64(h.Length)-HeaderSize)
 		}
-		l.Flush(from, int(h.WireLength()))
 	}
-	return l.mem.Fence()
+	return nil
 }

@@ -98,14 +98,16 @@ type Scanner struct {
 	next    LSN
 	chain   uint32
 	until   LSN
-	sum     func(body []byte) uint32
+	sum     func(h *Header, body []byte) uint32
 }
 
 // NewScanner starts at from, behind a segment whose header had checksum chain
 // (0 at the start of a log). It ends one lap further.
 func NewScanner(ring Ring, history History, from LSN, chain uint32) *Scanner {
-	return &Scanner{ring: ring, history: history, next: from, chain: chain, until: from + LSN(len(ring.Bytes)), sum: crc32c.Sum}
+	return &Scanner{ring: ring, history: history, next: from, chain: chain, until: from + LSN(len(ring.Bytes)), sum: bodySum}
 }
+
+func bodySum(_ *Header, body []byte) uint32 { return crc32c.Sum(body) }
 
 // Position is the LSN of the next segment and the checksum that it must be
 // chained to.
@@ -122,7 +124,7 @@ func (s *Scanner) Next(h *Header) (body []byte, err error) {
 	}
 	if !h.Pad {
 		body = s.ring.body(h)
-		if err := CheckSum(h, s.sum(body)); err != nil {
+		if err := CheckSum(h, s.sum(h, body)); err != nil {
 			return nil, err
 		}
 	}
@@ -166,7 +168,7 @@ type Scan struct {
 // and that this node answers for is below acked: see replicate.State. Where the
 // log is damaged, what this node was sent or wrote alone counts as acknowledged
 // up to the last segment.
-func ScanFrom(ring Ring, history History, node uint64, from LSN, chain uint32, acked LSN, sum func(body []byte) uint32) (Scan, error) {
+func ScanFrom(ring Ring, history History, node uint64, from LSN, chain uint32, acked LSN, sum func(h *Header, body []byte) uint32) (Scan, error) {
 	s := NewScanner(ring, history, from, chain)
 	if sum != nil {
 		s.sum = sum
@@ -187,7 +189,7 @@ func ScanFrom(ring Ring, history History, node uint64, from LSN, chain uint32, a
 
 // ScanTo is ScanFrom where the log is known to end at end, as a clean close
 // says. What lies behind is not looked at.
-func ScanTo(ring Ring, history History, from LSN, chain uint32, acked, end LSN, sum func(body []byte) uint32) (Scan, error) {
+func ScanTo(ring Ring, history History, from LSN, chain uint32, acked, end LSN, sum func(h *Header, body []byte) uint32) (Scan, error) {
 	s := NewScanner(ring, history, from, chain)
 	if sum != nil {
 		s.sum = sum

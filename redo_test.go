@@ -1,0 +1,168 @@
+package nvmmirror
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nvmmirror/nvmmirror/internal/parts"
+	"github.com/nvmmirror/nvmmirror/pmem"
+)
+
+// processors has recovery use so many goroutines where there is work for them.
+func processors(t testing.TB, n int) {
+	t.Helper()
+	old := runtime.GOMAXPROCS(n)
+	t.Cleanup(func() { runtime.GOMAXPROCS(old) })
+}
+
+// killedRegion is the image of a node that was killed with more than 16 MiB of
+// log above its checkpoint: any part of what it had changed is there.
+func killedRegion(t *testing.T, rng *rand.Rand) []byte {
+	t.Helper()
+	mem := newImage(t, 16<<20, 32<<20)
+	v := openQuiet(t, mem)
+	half := bytes.Clone(mem.b)
+	commit := func(tx transaction) {
+		if _, err := tx.commit(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for v.journal.End() < 17<<20 { // parts.Of: 4
+		if rng.IntN(100) == 0 {
+			half = bytes.Clone(mem.b)
+		}
+		switch k := rng.IntN(20); {
+		case v.journal.End() < 10<<20: // a run that is summed by several
+			p := randomBytes(rng, blockSize+rng.IntN(64<<10))
+			commit(transaction{{rng.Int64N(v.size - int64(len(p))), p}})
+		case k == 0:
+			commit(randomTransaction(rng, v.size, 1, 512<<10))
+		case k < 4:
+			commit(transaction{{rng.Int64N(v.size/blockSize) * blockSize, bytes.Repeat([]byte{byte(rng.Uint32())}, blockSize)}})
+		default:
+			commit(randomTransaction(rng, v.size, 6, 20<<10))
+		}
+	}
+	image := bytes.Clone(mem.b)
+	m := v.meta
+	for b := range m.Size / blockSize {
+		for _, area := range [][2]int64{{m.Data.Off + b*blockSize, blockSize}, {m.Table.Off + b*tableEntry, tableEntry}} {
+			if rng.IntN(4) == 0 {
+				copy(image[area[0]:][:area[1]], half[area[0]:])
+			}
+		}
+	}
+	return image
+}
+
+// TestRedoInParts: however many goroutines recover a region, it becomes the
+// same.
+func TestRedoInParts(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	image := killedRegion(t, rng)
+	recovered := func(n int) (*Volume, []byte) {
+		processors(t, n)
+		mem := newHeapMemory(bytes.Clone(image))
+		v, err := openMemory("heap", mem, Options{Logger: nopLogger})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := parts.Of(int64(v.Applied())); got != n {
+			t.Fatalf("%d parts, not %d", got, n)
+		}
+		return v, mem.b
+	}
+	want, wantBytes := recovered(1)
+	for n := 2; n <= 4; n++ {
+		v, b := recovered(n)
+		switch {
+		case v.Applied() != want.Applied() || v.chain != want.chain || v.recovery != want.recovery:
+			t.Fatalf("%d parts: %+v, of one %+v", n, v.recovery, want.recovery)
+		case !slices.Equal(v.dirty, want.dirty), !slices.Equal(v.unverified.blockSet, want.unverified.blockSet),
+			v.unverified.n.Load() != want.unverified.n.Load(), v.bad.n.Load() != want.bad.n.Load():
+			t.Fatalf("%d parts: other blocks are changed or unverified than with one", n)
+		case !bytes.Equal(b, wantBytes):
+			t.Fatalf("%d parts: another region than with one", n)
+		}
+	}
+	if want.unverified.n.Load() == 0 {
+		t.Error("no block was found in part: the image does not show much")
+	}
+}
+
+// TestRedoFindsWhatChanged: a segment that changes between scan and redo keeps
+// the region from opening, whichever goroutine verifies it.
+func TestRedoFindsWhatChanged(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 7))
+	image := killedRegion(t, rng)
+	processors(t, 4)
+	for range 8 {
+		v, err := openMemory("heap", newHeapMemory(bytes.Clone(image)), Options{Logger: nopLogger})
+		if err != nil {
+			t.Fatal(err)
+		}
+		upTo := v.Applied()
+		v.applied.Store(0)
+		v.chain = 0
+		at := v.ring.Off + rng.Int64N(int64(upTo))
+		v.mem.Bytes()[at] ^= 1 << rng.IntN(8)
+		if err := v.redo(upTo, nil); err == nil {
+			t.Fatalf("a flip at offset %d of the ring was not found", at-v.ring.Off)
+		}
+		if v.Applied() != 0 || v.failed.Load() == nil {
+			t.Fatal("the volume goes on")
+		}
+	}
+}
+
+// TestRecoveryMeetsAFault: a page that cannot be read is an error with its
+// offset, also where another goroutine than the caller's meets it.
+func TestRecoveryMeetsAFault(t *testing.T) {
+	processors(t, 4)
+	log := func(part float64) func(v *Volume) int64 { // inside a body
+		return func(v *Volume) int64 {
+			return (v.ring.Off+int64(part*float64(v.journal.End())))&^(blockSize-1) + blockSize
+		}
+	}
+	data := func(block int64) func(v *Volume) int64 {
+		return func(v *Volume) int64 { return v.data.Off + block*blockSize }
+	}
+	for name, where := range map[string]func(v *Volume) int64{"log, first part": log(0.1), "log, third part": log(0.6), "data, first part": data(10), "data, second part": data(100)} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(shm(t), "r")
+			if err := Create(path, CreateOptions{Size: 2 << 20, JournalSize: 32 << 20, Accept: pmem.Emulated}); err != nil {
+				t.Fatal(err)
+			}
+			mem, err := pmem.Open(path, pmem.Options{Accept: pmem.Emulated})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer mem.Close()
+			v := openQuiet(t, mem)
+			for v.journal.End() < 17<<20 {
+				if _, err := (transaction{{0, make([]byte, 512<<10)}}).commit(v); err != nil {
+					t.Fatal(err)
+				}
+			}
+			page := where(v)
+			bad := mem.Bytes()[page:][:blockSize]
+			if err := unix.Mprotect(bad, unix.PROT_NONE); err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Mprotect(bad, unix.PROT_READ|unix.PROT_WRITE)
+			var fault *pmem.FaultError
+			if _, err := openMemory(path, mem, Options{Logger: nopLogger}); !errors.As(err, &fault) || fault.Offset&^(blockSize-1) != page {
+				t.Fatalf("page at offset %d: %v", page, err)
+			}
+		})
+	}
+}
