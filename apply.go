@@ -94,7 +94,7 @@ func (v *Volume) applySegment(h *journal.Header, body []byte) error {
 		if v.copying {
 			v.copied = v.blocksAt(h.End(), body)
 		}
-		if _, err := v.applyRecords(h, body, v.blockSums, all); err != nil {
+		if _, err := v.applyRecords(h, body, v.blockSums, anyBlock); err != nil {
 			return err
 		}
 	}

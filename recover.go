@@ -35,7 +35,7 @@ func (v *Volume) recover() error {
 		v.log.Warn("inconsistent: a full copy onto this node did not finish", zap.String("region", v.path))
 		return nil
 	}
-	sums := summer{mem: v.mem, ring: v.journal.Ring(), history: m.State.History}
+	sums := scanSums{mem: v.mem, ring: v.journal.Ring(), history: m.State.History}
 	scan, err := survey(v.mem.Bytes(), m, sums.sum)
 	if err = cmp.Or(sums.err, err); err != nil {
 		return err

@@ -9,10 +9,10 @@ import (
 	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
-// summer takes the checksums of bodies for a scan, in the log's order: of a run
+// scanSums takes the checksums of bodies for a scan, in the log's order: of a run
 // of long segments ahead of it, several goroutines at once. It keeps those of the
 // whole blocks in them, which redo needs.
-type summer struct {
+type scanSums struct {
 	mem     pmem.Memory
 	ring    journal.Ring
 	history journal.History
@@ -29,7 +29,7 @@ type summer struct {
 // run is how many bytes of log are summed ahead of the scan.
 const run = 32 << 20
 
-func (s *summer) sum(h *journal.Header, body []byte) uint32 {
+func (s *scanSums) sum(h *journal.Header, body []byte) uint32 {
 	if len(body) < blockSize {
 		return crc32c.Sum(body)
 	}
@@ -42,7 +42,7 @@ func (s *summer) sum(h *journal.Header, body []byte) uint32 {
 
 // ahead sums a run from the segment with header h on: those that the scan will
 // come to, as far as headers tell.
-func (s *summer) ahead(first *journal.Header) {
+func (s *scanSums) ahead(first *journal.Header) {
 	s.bodies = s.bodies[:0]
 	h, size := *first, LSN(0)
 	for {
@@ -118,10 +118,10 @@ func (v *Volume) redoPart(of part, from, upTo LSN, sums []uint32) (chain uint32,
 	var scratch []uint32
 	for at, k := from, int64(0); at < upTo; at, k = h.End(), k+1 {
 		if err := ring.Header(at, &h); err != nil {
-			return 0, fmt.Errorf("the journal changed after it was scanned: %w", err)
+			return 0, fmt.Errorf("the journal changed after it was written: %w", err)
 		}
 		if h.Prev != chain || h.End() > upTo {
-			return 0, fmt.Errorf("the journal changed after it was scanned: the segment at LSN %d is not the one that was", at)
+			return 0, fmt.Errorf("the journal changed after it was written: the segment at LSN %d is not the one that was", at)
 		}
 		chain = h.CRC
 		if h.Pad {
@@ -132,7 +132,7 @@ func (v *Volume) redoPart(of part, from, upTo LSN, sums []uint32) (chain uint32,
 			var crc uint32
 			crc, _, scratch = sumBody(body, sums, scratch[:0])
 			if err := journal.CheckSum(&h, crc); err != nil {
-				return 0, fmt.Errorf("the journal changed after it was scanned: %w", err)
+				return 0, fmt.Errorf("the journal changed after it was written: %w", err)
 			}
 		}
 		if sums, err = v.applyRecords(&h, body, sums, of); err != nil {
@@ -146,7 +146,7 @@ func (v *Volume) redoPart(of part, from, upTo LSN, sums []uint32) (chain uint32,
 // marks in the sets of blocks share a word.
 type part struct{ i, n int64 }
 
-// all blocks are one part.
-var all = part{0, 1}
+// anyBlock is the only part there is.
+var anyBlock = part{0, 1}
 
 func (p part) has(b int64) bool { return p.n == 1 || b>>6%p.n == p.i }
