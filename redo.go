@@ -85,9 +85,9 @@ func (s *scanSums) ahead(first *journal.Header) {
 // Each steps through all of the log and applies what falls into its part of the
 // blocks: a block is changed by one of them, in the log's order, and so is its
 // entry. Recovery's order of stores to different blocks never mattered: what was
-// done is done once more after a crash, from the checkpoint on. Each verifies a
-// part of the segments once more, as apply does; where one has changed in memory
-// since the scan, the region does not open.
+// done is done once more after a crash, from the checkpoint on. Each verifies
+// every segment once more, as apply does, before it takes anything from it; where
+// one has changed in memory since the scan, the region does not open.
 func (v *Volume) redo(upTo LSN, sums []uint32) (err error) {
 	defer func() { v.fail(err) }()
 	v.applyMu.Lock()
@@ -116,7 +116,7 @@ func (v *Volume) redoPart(of part, from, upTo LSN, sums []uint32) (chain uint32,
 	chain = v.chain
 	var h journal.Header
 	var scratch []uint32
-	for at, k := from, int64(0); at < upTo; at, k = h.End(), k+1 {
+	for at := from; at < upTo; at = h.End() {
 		if err := ring.Header(at, &h); err != nil {
 			return 0, fmt.Errorf("the journal changed after it was written: %w", err)
 		}
@@ -128,12 +128,10 @@ func (v *Volume) redoPart(of part, from, upTo LSN, sums []uint32) (chain uint32,
 			continue
 		}
 		body := ring.Raw(at, int(h.Length))[journal.HeaderSize:]
-		if k%of.n == of.i {
-			var crc uint32
-			crc, _, scratch = sumBody(body, sums, scratch[:0])
-			if err := journal.CheckSum(&h, crc); err != nil {
-				return 0, fmt.Errorf("the journal changed after it was written: %w", err)
-			}
+		var crc uint32
+		crc, _, scratch = sumBody(body, sums, scratch[:0])
+		if err := journal.CheckSum(&h, crc); err != nil {
+			return 0, fmt.Errorf("the journal changed after it was written: %w", err)
 		}
 		if sums, err = v.applyRecords(&h, body, sums, of); err != nil {
 			return 0, err

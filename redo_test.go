@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror/internal/parts"
+	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
@@ -120,6 +121,50 @@ func TestRedoFindsWhatChanged(t *testing.T) {
 		}
 		if v.Applied() != 0 || v.failed.Load() == nil {
 			t.Fatal("the volume goes on")
+		}
+	}
+}
+
+// TestRedoAppliesNothingUnverified: a record whose place in the volume changes
+// between scan and redo is applied by none of the goroutines: nothing would ever
+// tell that it does not belong there.
+func TestRedoAppliesNothingUnverified(t *testing.T) {
+	processors(t, 4)
+	const half = 8 << 20
+	mem := newImage(t, 2*half, 32<<20)
+	v := openQuiet(t, mem)
+	rng := rand.New(rand.NewPCG(8, 8))
+	for v.journal.End() < 17<<20 {
+		if _, err := (transaction{{rng.Int64N(half - 60<<10), randomBytes(rng, 1+rng.IntN(60<<10))}}).commit(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	upTo := v.Applied()
+	for range 8 {
+		v, err := openMemory("heap", mem, Options{Logger: nopLogger})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := LSN(0)
+		var h journal.Header
+		for target := LSN(rng.Int64N(int64(upTo))); ; at = h.End() {
+			if err := v.journal.Ring().Header(at, &h); err != nil {
+				t.Fatal(err)
+			}
+			if h.End() > target {
+				break
+			}
+		}
+		off := v.journal.Ring().Raw(at+journal.HeaderSize, 8)
+		off[2] ^= half >> 16
+		v.applied.Store(0)
+		v.chain = 0
+		if err := v.redo(upTo, nil); err == nil {
+			t.Fatal("a record's place changed, and it was not found")
+		}
+		off[2] ^= half >> 16
+		if i := slices.IndexFunc(mem.b[v.data.Off+half:], func(b byte) bool { return b != 0 }); i >= 0 {
+			t.Fatalf("a record of the segment at LSN %d was applied where it does not belong, at offset %d", at, half+i)
 		}
 	}
 }
