@@ -114,7 +114,7 @@ func (v *Volume) applyRecords(h *journal.Header, body []byte, sums []uint32, of 
 	redo := h.LSN < LSN(v.redoUntil.Load())
 	ahead, more := journal.NewRecords(body), h.Count > 1
 	for i := 0; more && i < warmed; i++ {
-		more = v.warm(&ahead)
+		more = v.warm(&ahead, of)
 	}
 	for records := journal.NewRecords(body); ; {
 		rec, ok, err := records.Next()
@@ -124,7 +124,7 @@ func (v *Volume) applyRecords(h *journal.Header, body []byte, sums []uint32, of 
 		if !ok {
 			return sums, nil
 		}
-		more = more && v.warm(&ahead)
+		more = more && v.warm(&ahead, of)
 		if err := v.inRange(rec.Off, len(rec.Data)); err != nil {
 			return nil, fmt.Errorf("segment at LSN %d: %w", h.LSN, err)
 		}
@@ -137,12 +137,15 @@ func (v *Volume) applyRecords(h *journal.Header, body []byte, sums []uint32, of 
 // blocks that are in no cache: applying would wait for one after the other.
 const warmed = 8
 
-// warm asks for what applying the next of records reads, and reports whether
-// there was one.
-func (v *Volume) warm(records *journal.Records) bool {
+// warm asks for what applying the next of records reads, if it is of a part, and
+// reports whether there was one.
+func (v *Volume) warm(records *journal.Records, of part) bool {
 	rec, ok, _ := records.Next()
 	if !ok || rec.Off >= v.size {
 		return false
+	}
+	if !of.has(rec.Off / blockSize) {
+		return true
 	}
 	mem := v.mem.Bytes()
 	pmem.Prefetch(&mem[v.table.area.Off+rec.Off/blockSize*tableEntry])
@@ -251,6 +254,6 @@ func (v *Volume) noteBad(b int64, why string) {
 	v.counters.badBlocks.Add(1)
 	v.log.Error("damaged block", zap.String("region", v.path), zap.Int64("block", b), zap.Int64("offset", b*blockSize), zap.String("why", why))
 	if v.pair != nil {
-		v.pair.RequestBlock(uint32(b)) // where there is no peer, a read will say so
+		v.pair.RequestBlock(b) // where there is no peer, a read will say so
 	}
 }

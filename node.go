@@ -120,9 +120,9 @@ func (n *node) AcceptLoss() (err error) {
 
 // ReadBlocks reads and verifies blocks while nothing is applied. Where one is
 // damaged, this node says so from now on, whoever asked for it.
-func (n *node) ReadBlocks(first uint32, dst []byte, info []replicate.BlockInfo) (applied LSN, err error) {
+func (n *node) ReadBlocks(first int64, dst []byte, info []replicate.BlockInfo) (applied LSN, err error) {
 	defer pmem.Recover(n.mem, pmem.Arm(), &err)
-	applied, bad, err := n.readBlocks(int64(first), dst, info)
+	applied, bad, err := n.readBlocks(first, dst, info)
 	if err != nil || bad < 0 {
 		return applied, err
 	}
@@ -189,12 +189,12 @@ func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
 }
 
 // CopyBlocks stores blocks of a full copy.
-func (n *node) CopyBlocks(first uint32, src []byte, info []replicate.BlockInfo) (err error) {
+func (n *node) CopyBlocks(first int64, src []byte, info []replicate.BlockInfo) (err error) {
 	defer pmem.Recover(n.mem, pmem.Arm(), &err)
 	n.applyMu.Lock()
 	defer n.applyMu.Unlock()
 	for i, in := range info {
-		b := int64(first) + int64(i)
+		b := first + int64(i)
 		n.mem.Copy(n.data.Off+b*blockSize, src[i*blockSize:][:blockSize])
 		n.table.set(b, entry{in.LSN, in.CRC, in.Unverified})
 		if in.Unverified {
@@ -236,14 +236,14 @@ func (n *node) FinishCopy() (err error) {
 	return nil
 }
 
-func (n *node) Repaired(block uint32, data []byte, info replicate.BlockInfo, applied LSN, err error) {
+func (n *node) Repaired(block int64, data []byte, info replicate.BlockInfo, applied LSN, err error) {
 	if err == nil {
-		err = n.v().takeRepair(int64(block), data, info, applied)
+		err = n.v().takeRepair(block, data, info, applied)
 	}
 	if errors.Is(err, errRetryRepair) {
 		err = nil // the reader looks again, and asks again
 	}
-	n.v().answerRepair(int64(block), err)
+	n.v().answerRepair(block, err)
 }
 
 func (n *node) Fail(err error) { n.v().fail(err) }

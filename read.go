@@ -135,7 +135,7 @@ func (v *Volume) request(b int64) <-chan error {
 	v.repairMu.Lock()
 	v.repairs[b] = append(v.repairs[b], done)
 	v.repairMu.Unlock()
-	if err := v.pair.RequestBlock(uint32(b)); err != nil {
+	if err := v.pair.RequestBlock(b); err != nil {
 		v.answerRepair(b, err)
 	}
 	return done
@@ -283,7 +283,7 @@ func (v *Volume) compareUnverified() (some bool) {
 	v.applyMu.RLock()
 	ask := v.bad.some(atOnce/2, v.badAsked) // some may stay damaged: each has its turn
 	if n := len(ask); n > 0 {
-		v.badAsked = int64(ask[n-1]) + 1
+		v.badAsked = ask[n-1] + 1
 	}
 	ask = append(ask, v.unverified.some(atOnce-len(ask), 0)...)
 	v.applyMu.RUnlock()

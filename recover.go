@@ -1,8 +1,6 @@
 package nvmmirror
 
 import (
-	"cmp"
-
 	"go.uber.org/zap"
 
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -37,7 +35,7 @@ func (v *Volume) recover() error {
 	}
 	sums := scanSums{mem: v.mem, ring: v.journal.Ring(), history: m.State.History}
 	scan, err := survey(v.mem.Bytes(), m, sums.sum)
-	if err = cmp.Or(sums.err, err); err != nil {
+	if err != nil {
 		return err
 	}
 	if err := v.journal.Trust(ckpt.LSN, scan.End); err != nil {
@@ -64,11 +62,19 @@ func (v *Volume) recover() error {
 	if m.Clean {
 		v.redoUntil.Store(0)
 	}
-	if err := v.redo(applyLimit(m, scan.End), sums.blocks); err != nil {
+	upTo := applyLimit(m, scan.End)
+	if m.Clean && upTo > ckpt.LSN {
+		// Nothing of this was applied before. If it is not done to its end, the
+		// next recovery has to know that a part may be.
+		if err := v.updateMeta(func(m *metadata) error { m.Clean = false; return nil }); err != nil {
+			return err
+		}
+	}
+	if err := v.redo(upTo, sums.blocks); err != nil {
 		return err
 	}
 	v.recovery.Applied = v.Applied()
-	v.log.Info("recovered", zap.String("region", v.path), zap.Bool("clean", m.Clean),
+	v.log.Info("recovered", zap.String("region", v.path), zap.Bool("clean", v.recovery.Clean),
 		zap.Uint64("from", uint64(scan.From)), zap.Uint64("end", uint64(scan.End)), zap.Uint64("applied", uint64(v.Applied())),
 		zap.Int("segments", scan.Segments), zap.Int("transactions", scan.Transactions), zap.String("stop", v.recovery.Stop))
 	if scan.Damage == nil && v.crowded() {

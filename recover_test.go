@@ -73,3 +73,55 @@ func TestLogChangesAfterTheScan(t *testing.T) {
 		})
 	}
 }
+
+// cleanTail closes a region cleanly with segments behind its checkpoint, as a
+// secondary is that could not acknowledge its last ones.
+func cleanTail(t *testing.T, v *Volume, writes ...journal.Write) {
+	t.Helper()
+	for _, w := range writes {
+		r := journal.NewRequest()
+		r.Add(w.Off, w.Data)
+		if _, err := v.journal.Append([]*journal.Request{r}, r.Size(), v.journal.End()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.checkpoint(true); err != nil {
+		t.Fatal(err)
+	}
+	if !v.meta.Clean || v.Checkpoint() == v.journal.End() {
+		t.Fatalf("clean %v, checkpoint %d of %d", v.meta.Clean, v.Checkpoint(), v.journal.End())
+	}
+}
+
+// TestCleanTailIsRedoneAgain: what a start after a clean close applies may be
+// there in part when that start is cut short.
+func TestCleanTailIsRedoneAgain(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	v := openQuiet(t, mem)
+	if _, err := (transaction{{100, bytes.Repeat([]byte{1}, 300)}}).commit(v); err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte{2}, 500)
+	cleanTail(t, v, journal.Write{Off: 200, Data: want})
+	image := bytes.Clone(mem.b)
+	whole := newHeapMemory(bytes.Clone(image))
+	whole.keepLog = true
+	if _, err := openMemory("heap", whole, Options{Logger: nopLogger}); err != nil {
+		t.Fatal(err)
+	}
+	for n := range len(whole.log) + 1 {
+		cut := newHeapMemory(bytes.Clone(image))
+		for _, s := range whole.log[:n] {
+			copy(cut.b[s.off:], s.data)
+		}
+		again, err := tryOpenQuiet(cut)
+		if err != nil {
+			t.Fatalf("cut short after %d stores of %d: %v", n, len(whole.log), err)
+		}
+		got := make([]byte, len(want))
+		if _, err := again.ReadAt(got, 200); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("cut short after %d stores of %d: %v", n, len(whole.log), err)
+		}
+		again.pair.Close()
+	}
+}

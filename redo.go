@@ -22,27 +22,38 @@ type scanSums struct {
 	next   int        // of crcs: the scan's next
 	found  [][]uint32 // by part
 
-	blocks []uint32 // checksums of all whole blocks so far
-	err    error    // memory could not be read: what the scan found is void
+	blocks  []uint32 // checksums of all whole blocks so far
+	faulted bool     // memory could not be read: one body at a time from now on
 }
 
 // run is how many bytes of log are summed ahead of the scan.
 const run = 32 << 20
 
-func (s *scanSums) sum(h *journal.Header, body []byte) uint32 {
+func (s *scanSums) sum(h *journal.Header, body []byte) (crc uint32) {
 	if len(body) < blockSize {
 		return crc32c.Sum(body)
 	}
-	if s.next == len(s.crcs) {
-		s.ahead(h)
+	if s.next == len(s.crcs) && !s.ahead(h) {
+		crc, _, s.blocks = sumBody(body, nil, s.blocks)
+		return crc
 	}
 	s.next++
 	return s.crcs[s.next-1]
 }
 
-// ahead sums a run from the segment with header h on: those that the scan will
-// come to, as far as headers tell.
-func (s *scanSums) ahead(first *journal.Header) {
+// ahead sums a run from the segment with header h on. It reports false, now and
+// from then on, where memory could not be read: whether the scan comes to that, it
+// will see.
+func (s *scanSums) ahead(h *journal.Header) bool {
+	if !s.faulted && s.take(h) != nil {
+		s.crcs, s.next, s.faulted = s.crcs[:0], 0, true
+	}
+	return !s.faulted
+}
+
+// take sums the segments that the scan will come to, as far as headers tell.
+func (s *scanSums) take(first *journal.Header) (err error) {
+	defer pmem.Recover(s.mem, pmem.Arm(), &err)
 	s.bodies = s.bodies[:0]
 	h, size := *first, LSN(0)
 	for {
@@ -63,7 +74,7 @@ func (s *scanSums) ahead(first *journal.Header) {
 	for len(s.found) < n {
 		s.found = append(s.found, nil)
 	}
-	err := parts.Do(n, func(i int) (err error) {
+	err = parts.Do(n, func(i int) (err error) {
 		defer pmem.Recover(s.mem, pmem.Arm(), &err)
 		s.found[i] = s.found[i][:0]
 		for k := len(s.bodies) * i / n; k < len(s.bodies)*(i+1)/n; k++ {
@@ -71,12 +82,13 @@ func (s *scanSums) ahead(first *journal.Header) {
 		}
 		return nil
 	})
-	if s.err == nil {
-		s.err = err
+	if err != nil {
+		return err
 	}
 	for _, sums := range s.found[:n] {
 		s.blocks = append(s.blocks, sums...)
 	}
+	return nil
 }
 
 // redo applies what recovery has scanned, up to an LSN, in as many goroutines

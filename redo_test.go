@@ -211,3 +211,35 @@ func TestRecoveryMeetsAFault(t *testing.T) {
 		})
 	}
 }
+
+// TestScanStopsBeforeAFault: a page that cannot be read behind the end of the
+// log, or behind what is damaged, keeps no region from opening.
+func TestScanStopsBeforeAFault(t *testing.T) {
+	processors(t, 4)
+	path := filepath.Join(shm(t), "r")
+	if err := Create(path, CreateOptions{Size: 2 << 20, JournalSize: 32 << 20, Accept: pmem.Emulated}); err != nil {
+		t.Fatal(err)
+	}
+	mem, err := pmem.Open(path, pmem.Options{Accept: pmem.Emulated})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	v := openQuiet(t, mem)
+	const n = 512 << 10
+	cleanTail(t, v, slices.Repeat([]journal.Write{{Off: 0, Data: make([]byte, n)}}, 24)...)
+	flip := v.journal.Ring().Raw(0, 4*n)[3*n:] // in the third or the fourth segment
+	flip[0] ^= 1
+	page := mem.Bytes()[v.ring.Off+12*n:][:blockSize]
+	if err := unix.Mprotect(page, unix.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Mprotect(page, unix.PROT_READ|unix.PROT_WRITE)
+	again, err := openMemory(path, mem, Options{Logger: nopLogger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end := again.recovery.End; end == 0 || end > 4*n {
+		t.Errorf("%+v", again.recovery)
+	}
+}

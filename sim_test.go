@@ -420,7 +420,7 @@ func (w *simWorld) copyOver() {
 	}
 	half := len(info) / 2
 	for _, part := range [][2]int{{0, half}, {half, len(info)}} {
-		if err := n.CopyBlocks(uint32(part[0]), data[part[0]*blockSize:part[1]*blockSize], info[part[0]:part[1]]); err != nil {
+		if err := n.CopyBlocks(int64(part[0]), data[part[0]*blockSize:part[1]*blockSize], info[part[0]:part[1]]); err != nil {
 			w.t.Fatal(err)
 		}
 	}

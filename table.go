@@ -157,20 +157,31 @@ func (m *marks) remove(b int64) {
 }
 
 func (m *marks) reset() {
-	clear(m.blockSet)
-	m.n.Store(0)
+	if m.n.Swap(0) > 0 { // else its memory may never have been touched
+		clear(m.blockSet)
+	}
 }
 
 // some are at most so many of the blocks, from one on and around.
-func (m *marks) some(most int, from int64) (blocks []uint32) {
+func (m *marks) some(most int, from int64) (blocks []int64) {
 	if m.n.Load() == 0 {
 		return nil // and nothing is searched
 	}
-	for _, around := range [...]bool{false, true} {
-		for b := range m.all() {
-			if b < from == around && len(blocks) < most {
-				blocks = append(blocks, uint32(b))
+	words, split := int64(len(m.blockSet)), uint64(1)<<(from&63) // from's bit in its word, which comes first and last
+	for k := range words + 1 {
+		w := (from>>6 + k) % words
+		word := m.blockSet[w]
+		switch k {
+		case 0:
+			word &^= split - 1
+		case words:
+			word &= split - 1
+		}
+		for ; word != 0; word &= word - 1 {
+			if len(blocks) == most {
+				return blocks
 			}
+			blocks = append(blocks, w<<6+int64(bits.TrailingZeros64(word)))
 		}
 	}
 	return blocks

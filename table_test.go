@@ -3,6 +3,7 @@ package nvmmirror
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -113,5 +114,35 @@ func TestFlipIsNotBlessed(t *testing.T) {
 	write(blockSize, blockSize)
 	if _, err := v.ReadAt(make([]byte, 10), blockSize); err != nil || v.bad.n.Load() != 0 {
 		t.Errorf("after it was rewritten: %v, %d damaged blocks", err, v.bad.n.Load())
+	}
+}
+
+// TestMarksSome: each marked block has its turn, and none is named twice.
+func TestMarksSome(t *testing.T) {
+	m := &marks{blockSet: newBlockSet(300)}
+	for _, b := range []int64{3, 64, 65, 130, 299, 65} {
+		m.add(b)
+	}
+	m.remove(64)
+	m.remove(7)
+	if m.n.Load() != 4 || !slices.Equal(slices.Collect(m.all()), []int64{3, 65, 130, 299}) {
+		t.Fatalf("%d: %v", m.n.Load(), slices.Collect(m.all()))
+	}
+	for from, want := range map[int64][]int64{0: {3, 65, 130, 299}, 130: {130, 299, 3, 65}, 299: {299, 3, 65, 130}, 300: {3, 65, 130, 299}} {
+		if got := m.some(9, from); !slices.Equal(got, want) {
+			t.Errorf("from %d: %v, not %v", from, got, want)
+		}
+	}
+	seen := map[int64]bool{}
+	for from, k := int64(0), 0; k < 8; k++ {
+		some := m.some(1, from)
+		seen[some[0]] = true
+		from = some[0] + 1
+	}
+	if len(seen) != 4 {
+		t.Errorf("asked one by one, only %v had their turn", seen)
+	}
+	if m.reset(); m.n.Load() != 0 || m.has(3) || m.some(9, 0) != nil {
+		t.Error("marks are left")
 	}
 }

@@ -225,7 +225,7 @@ func (v *Volume) checkPlatform(r *pmem.Region) error {
 	if err != nil {
 		return err
 	}
-	if ok && v.meta.Shutdowns != 0 && count != v.meta.Shutdowns && !v.meta.Clean {
+	if ok && v.meta.Shutdowns != 0 && count != v.meta.Shutdowns && !v.recovery.Clean {
 		return &ShutdownError{Have: count, Want: v.meta.Shutdowns}
 	}
 	if ok && count != v.meta.Shutdowns {

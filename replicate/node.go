@@ -49,17 +49,17 @@ type Node interface {
 	// ReadBlocks reads the blocks from first on, as many as dst holds, and
 	// what the table says of each. applied is the LSN of what was read. A
 	// block that fails its checksum is an error.
-	ReadBlocks(first uint32, dst []byte, info []BlockInfo) (applied journal.LSN, err error)
+	ReadBlocks(first int64, dst []byte, info []BlockInfo) (applied journal.LSN, err error)
 	// StartCopy makes r durable with the state that f leaves, then starts
 	// the log over at r.Fork.
 	StartCopy(r Resync, f func(*State)) error
 	// CopyBlocks stores blocks of a full copy, already verified.
-	CopyBlocks(first uint32, src []byte, info []BlockInfo) error
+	CopyBlocks(first int64, src []byte, info []BlockInfo) error
 	// FinishCopy makes durable what was copied and applied, then clears the
 	// record.
 	FinishCopy() error
 	// Repaired is the peer's answer to a RepairRequest, or why there is none.
-	Repaired(block uint32, data []byte, info BlockInfo, applied journal.LSN, err error)
+	Repaired(block int64, data []byte, info BlockInfo, applied journal.LSN, err error)
 }
 
 // BlockInfo is what the block table says of a block.

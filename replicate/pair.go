@@ -111,8 +111,8 @@ type Pair struct {
 	phase   phase
 	reason  string
 	verdict Verdict
-	wanted  []uint32 // blocks to fetch from the peer
-	asked   []uint32 // those that a session has asked for
+	wanted  []int64 // blocks to fetch from the peer
+	asked   []int64 // those that a session has asked for
 }
 
 type phase uint8

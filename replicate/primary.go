@@ -183,7 +183,7 @@ func (p *Pair) answer(s *session, m *message, body []byte) error {
 		s.copied = true
 	case msgHeartbeat:
 	case msgBlockRequest:
-		p.sendBlock(s, uint32(m.a))
+		p.sendBlock(s, m.a)
 	case msgBlocks, msgBlockMissing:
 		return p.takeRepair(m, body)
 	case msgBye:
@@ -403,7 +403,7 @@ func (p *Pair) handOver(s *session, v Verdict) error {
 // copier is the progress of a full copy at its source.
 type copier struct {
 	done        bool
-	block, end  uint32
+	block, end  int64
 	buf         []byte
 	info        []BlockInfo
 	msg         []byte
@@ -412,7 +412,7 @@ type copier struct {
 
 func (c *copier) start(size int64) {
 	c.done = false
-	c.end = uint32(size / BlockSize)
+	c.end = size / BlockSize
 	c.buf = make([]byte, blocksPerMessage*BlockSize)
 	c.info = make([]BlockInfo, blocksPerMessage)
 	c.msg = make([]byte, 0, blocksPerMessage*(BlockSize+blockInfoSize))
@@ -441,6 +441,6 @@ func (c *copier) next(p *Pair, s *session) error {
 	c.msg = append(c.msg, c.buf[:n*BlockSize]...)
 	s.send(message{typ: msgBlocks, a: uint64(c.block), b: uint64(n), c: uint64(applied)}, c.msg)
 	c.block += n
-	p.copied.Store(int64(c.block) * BlockSize)
+	p.copied.Store(c.block * BlockSize)
 	return nil
 }

@@ -63,7 +63,7 @@ func (r *receiver) message() error {
 		r.copyEnd, r.ended = journal.LSN(m.a), true
 		return nil
 	case msgBlockRequest:
-		r.p.sendBlock(s, uint32(m.a))
+		r.p.sendBlock(s, m.a)
 		return s.flush()
 	case msgBlockMissing:
 		return r.p.takeRepair(&m, body)
@@ -159,7 +159,7 @@ func (r *receiver) blocks(m *message) error {
 			return &WireError{fmt.Sprintf("block %d does not match the checksum beside it", int(m.a)+i)}
 		}
 	}
-	if err := r.p.node.CopyBlocks(uint32(m.a), data, info); err != nil {
+	if err := r.p.node.CopyBlocks(int64(m.a), data, info); err != nil {
 		return err
 	}
 	r.p.copied.Store(int64(m.a+uint64(n)) * BlockSize)

@@ -57,7 +57,7 @@ func (p *Pair) noteFault(err error) {
 
 // RequestBlock asks the peer for a block; the node's Repaired gets the answer.
 // It is an error where no peer is there to answer.
-func (p *Pair) RequestBlock(block uint32) error {
+func (p *Pair) RequestBlock(block int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.phase != phaseInSync {
@@ -99,31 +99,31 @@ func (p *Pair) failRepairs() {
 }
 
 // sendBlock answers a msgBlockRequest.
-func (p *Pair) sendBlock(s *session, block uint32) {
-	if int64(block) >= p.node.Geometry().Size/BlockSize {
-		s.send(message{typ: msgBlockMissing, a: uint64(block)}, []byte("no such block"))
+func (p *Pair) sendBlock(s *session, block uint64) {
+	if block >= uint64(p.node.Geometry().Size/BlockSize) {
+		s.send(message{typ: msgBlockMissing, a: block}, []byte("no such block"))
 		return
 	}
 	var info [1]BlockInfo
 	buf := make([]byte, blockInfoSize+BlockSize)
-	applied, err := p.node.ReadBlocks(block, buf[blockInfoSize:], info[:])
+	applied, err := p.node.ReadBlocks(int64(block), buf[blockInfoSize:], info[:])
 	if err != nil {
-		s.send(message{typ: msgBlockMissing, a: uint64(block)}, []byte(err.Error()))
+		s.send(message{typ: msgBlockMissing, a: block}, []byte(err.Error()))
 		return
 	}
 	putBlockInfo(buf, info[0])
-	s.send(message{typ: msgBlocks, a: uint64(block), b: 1, c: uint64(applied)}, buf)
+	s.send(message{typ: msgBlocks, a: block, b: 1, c: uint64(applied)}, buf)
 }
 
 // takeRepair takes the answer to a msgBlockRequest.
 func (p *Pair) takeRepair(m *message, body []byte) error {
 	p.mu.Lock()
-	if i := slices.Index(p.asked, uint32(m.a)); i >= 0 {
+	if i := slices.Index(p.asked, int64(m.a)); i >= 0 {
 		p.asked = slices.Delete(p.asked, i, i+1)
 	}
 	p.mu.Unlock()
 	if m.typ == msgBlockMissing {
-		p.node.Repaired(uint32(m.a), nil, BlockInfo{}, 0, fmt.Errorf("the peer cannot help: %s", body))
+		p.node.Repaired(int64(m.a), nil, BlockInfo{}, 0, fmt.Errorf("the peer cannot help: %s", body))
 		return nil
 	}
 	if m.b != 1 || len(body) != blockInfoSize+BlockSize || m.a >= uint64(p.node.Geometry().Size/BlockSize) {
@@ -133,6 +133,6 @@ func (p *Pair) takeRepair(m *message, body []byte) error {
 	if crc32c.Sum(data) != info.CRC {
 		return &WireError{fmt.Sprintf("block %d does not match the checksum beside it", m.a)}
 	}
-	p.node.Repaired(uint32(m.a), data, info, journal.LSN(m.c), nil)
+	p.node.Repaired(int64(m.a), data, info, journal.LSN(m.c), nil)
 	return nil
 }

@@ -113,3 +113,11 @@ func FuzzDecide(f *testing.F) {
 		}
 	})
 }
+
+// TestCopyOfManyBlocks: a full copy counts all blocks of the largest volume.
+func TestCopyOfManyBlocks(t *testing.T) {
+	c := new(copier)
+	if c.start(64 << 40); c.end != 1<<34 {
+		t.Errorf("%d blocks in 64 TiB", c.end)
+	}
+}
