@@ -26,7 +26,7 @@ func benchVolume(b testing.TB) *Volume {
 }
 
 // emulated is the memory of a blank region on tmpfs.
-func emulated(b *testing.B, size, journalSize int64) *pmem.Region {
+func emulated(b testing.TB, size, journalSize int64) *pmem.Region {
 	b.Helper()
 	m := layout(size, journalSize)
 	mem, err := pmem.Create(filepath.Join(shm(b), "r"), m.Data.end(), pmem.Options{Accept: pmem.Emulated})

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"testing"
@@ -183,15 +182,7 @@ func TestRecoveryMeetsAFault(t *testing.T) {
 	}
 	for name, where := range map[string]func(v *Volume) int64{"log, first part": log(0.1), "log, third part": log(0.6), "data, first part": data(10), "data, second part": data(100)} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(shm(t), "r")
-			if err := Create(path, CreateOptions{Size: 2 << 20, JournalSize: 32 << 20, Accept: pmem.Emulated}); err != nil {
-				t.Fatal(err)
-			}
-			mem, err := pmem.Open(path, pmem.Options{Accept: pmem.Emulated})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer mem.Close()
+			mem := emulated(t, 2<<20, 32<<20)
 			v := openQuiet(t, mem)
 			for v.journal.End() < 17<<20 {
 				if _, err := (transaction{{0, make([]byte, 512<<10)}}).commit(v); err != nil {
@@ -205,7 +196,7 @@ func TestRecoveryMeetsAFault(t *testing.T) {
 			}
 			defer unix.Mprotect(bad, unix.PROT_READ|unix.PROT_WRITE)
 			var fault *pmem.FaultError
-			if _, err := openMemory(path, mem, Options{Logger: nopLogger}); !errors.As(err, &fault) || fault.Offset&^(blockSize-1) != page {
+			if _, err := openMemory("tmpfs", mem, Options{Logger: nopLogger}); !errors.As(err, &fault) || fault.Offset&^(blockSize-1) != page {
 				t.Fatalf("page at offset %d: %v", page, err)
 			}
 		})
@@ -216,15 +207,7 @@ func TestRecoveryMeetsAFault(t *testing.T) {
 // log, or behind what is damaged, keeps no region from opening.
 func TestScanStopsBeforeAFault(t *testing.T) {
 	processors(t, 4)
-	path := filepath.Join(shm(t), "r")
-	if err := Create(path, CreateOptions{Size: 2 << 20, JournalSize: 32 << 20, Accept: pmem.Emulated}); err != nil {
-		t.Fatal(err)
-	}
-	mem, err := pmem.Open(path, pmem.Options{Accept: pmem.Emulated})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer mem.Close()
+	mem := emulated(t, 2<<20, 32<<20)
 	v := openQuiet(t, mem)
 	const n = 512 << 10
 	cleanTail(t, v, slices.Repeat([]journal.Write{{Off: 0, Data: make([]byte, n)}}, 24)...)
@@ -235,7 +218,7 @@ func TestScanStopsBeforeAFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Mprotect(page, unix.PROT_READ|unix.PROT_WRITE)
-	again, err := openMemory(path, mem, Options{Logger: nopLogger})
+	again, err := openMemory("tmpfs", mem, Options{Logger: nopLogger})
 	if err != nil {
 		t.Fatal(err)
 	}
