@@ -28,26 +28,30 @@ func killedRegion(t *testing.T, rng *rand.Rand) []byte {
 	t.Helper()
 	mem := newImage(t, 16<<20, 32<<20)
 	v := openQuiet(t, mem)
-	half := bytes.Clone(mem.b)
 	commit := func(tx transaction) {
 		if _, err := tx.commit(v); err != nil {
 			t.Fatal(err)
 		}
 	}
+	const edge = 1 << 20 // of the volume: no long writes there, few blocks change as a whole
+	long := func(n int) {
+		commit(transaction{{rng.Int64N(v.size - edge - int64(n)), randomBytes(rng, n)}})
+	}
+	for v.journal.End() < 10<<20 { // a run that several sum
+		long(blockSize + rng.IntN(64<<10))
+	}
+	var half []byte
 	for v.journal.End() < 17<<20 { // parts.Of: 4
-		if rng.IntN(100) == 0 {
+		if half == nil && v.journal.End() >= 12<<20 {
 			half = bytes.Clone(mem.b)
 		}
 		switch k := rng.IntN(20); {
-		case v.journal.End() < 10<<20: // a run that is summed by several
-			p := randomBytes(rng, blockSize+rng.IntN(64<<10))
-			commit(transaction{{rng.Int64N(v.size - int64(len(p))), p}})
 		case k == 0:
-			commit(randomTransaction(rng, v.size, 1, 512<<10))
+			long(512 << 10)
 		case k < 4:
-			commit(transaction{{rng.Int64N(v.size/blockSize) * blockSize, bytes.Repeat([]byte{byte(rng.Uint32())}, blockSize)}})
+			commit(transaction{{rng.Int64N((v.size-edge)/blockSize) * blockSize, bytes.Repeat([]byte{byte(rng.Uint32())}, blockSize)}})
 		default:
-			commit(randomTransaction(rng, v.size, 6, 20<<10))
+			commit(append(randomTransaction(rng, v.size, 6, 20<<10), store{v.size - 1 - rng.Int64N(edge), []byte{byte(k)}}))
 		}
 	}
 	image := bytes.Clone(mem.b)
