@@ -44,7 +44,7 @@ func (v *Volume) checkpointer() {
 			damage := v.compareUnverified()
 			now := v.Applied()
 			idle := now == seen
-			if seen = now; idle && (now != v.Checkpoint() || v.ackedUnstored()) {
+			if seen = now; idle && (now != v.Checkpoint() || v.ackedUnstored() || v.unstored.Load()) {
 				v.runCheckpoint()
 				idle = false
 			}
@@ -118,6 +118,7 @@ func (v *Volume) checkpoint(clean bool) (err error) {
 	}
 	dirty := v.dirty
 	v.dirty = v.spare
+	v.unstored.Store(false)
 	c := checkpoint{LSN: v.Applied(), Chain: v.chain}
 	v.applyMu.Unlock()
 
@@ -179,6 +180,9 @@ func (v *Volume) updateMeta(f func(*metadata) error) (err error) {
 	next := v.meta
 	if err := f(&next); err != nil {
 		return err
+	}
+	if err := next.validate(); err != nil {
+		return fmt.Errorf("metadata that would not be valid is not written: %w", err)
 	}
 	defer func() {
 		if err != nil {

@@ -68,6 +68,8 @@ const (
 	flagResync   = 16
 	knownFlags   = flagPrimary | flagTitle | flagAlone | flagClean | flagResync
 	magicVersion = 12 // bytes that are never laid out differently
+	// shutdownsKnown tells a count of 0 from none. Earlier builds left it out.
+	shutdownsKnown = 1 << 63
 )
 
 var metaMagic = [8]byte{'N', 'V', 'M', 'M', 'I', 'R', 'R', 0}
@@ -100,7 +102,8 @@ type metadata struct {
 	Size       int64
 	RingBase   journal.LSN
 	Checkpoint checkpoint
-	Shutdowns  uint64
+	Shutdowns  uint64 // dirty ones that the device had counted; says nothing unless Counts
+	Counts     bool
 	State      replicate.State
 }
 
@@ -154,7 +157,9 @@ func (m *metadata) encode(b []byte) []byte {
 		le.PutUint64(b[224:], r.Epoch.Node)
 		le.PutUint32(b[232:], r.Chain)
 	}
-	le.PutUint64(b[240:], m.Shutdowns)
+	if m.Counts {
+		le.PutUint64(b[240:], m.Shutdowns|shutdownsKnown)
+	}
 	if m.Clean {
 		if m.Settled {
 			le.PutUint32(b[236:], 1)
@@ -222,7 +227,9 @@ func decodeMetadata(b []byte) (*metadata, error) {
 			Epoch: journal.Epoch{Counter: le.Uint64(b[168:]), Node: le.Uint64(b[176:])},
 			Chain: le.Uint32(b[184:]),
 		},
-		Shutdowns: le.Uint64(b[240:]),
+	}
+	if n := le.Uint64(b[240:]); n != 0 {
+		m.Shutdowns, m.Counts = n&^shutdownsKnown, true
 	}
 	if m.Incompat != 0 || m.ROCompat != 0 {
 		return nil, &NewerError{fmt.Sprintf("feature bits %#x and %#x are unknown here", m.Incompat, m.ROCompat)}
@@ -311,7 +318,8 @@ func readMetadata(mem []byte) (copies, error) { return readCopies(metadataBytes(
 func metadataBytes(mem []byte) (raw [2][]byte) {
 	for i := range raw {
 		if off := i * metaArea; len(mem) >= off+metaMax {
-			raw[i] = mem[off : off+metaMax : off+metaMax]
+			end := min(off+metaArea, len(mem)) // a newer version's may be longer
+			raw[i] = mem[off:end:end]
 		}
 	}
 	return raw

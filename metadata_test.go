@@ -39,7 +39,9 @@ func drawMetadata(t *rapid.T) *metadata {
 		LSN:   m.RingBase + LSN(rapid.Uint64Range(0, 1<<40).Draw(t, "checkpoint"))*journal.Align,
 		Epoch: journal.Epoch{Counter: rapid.Uint64().Draw(t, "counter"), Node: rapid.Uint64().Draw(t, "node")}, Chain: rapid.Uint32().Draw(t, "chain"),
 	}
-	m.Shutdowns = rapid.Uint64().Draw(t, "shutdowns")
+	if m.Counts = rapid.Bool().Draw(t, "counts"); m.Counts {
+		m.Shutdowns = rapid.Uint64Range(0, 1<<40).Draw(t, "shutdowns")
+	}
 	st := &m.State
 	copy(st.Lineage[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "lineage"))
 	st.Node, st.Peer = rapid.Uint64().Draw(t, "node"), rapid.Uint64().Draw(t, "peer")
@@ -180,4 +182,33 @@ func FuzzDecodeMetadata(f *testing.F) {
 			t.Fatal(err, d)
 		}
 	})
+}
+
+// TestNewerMetadataIsLonger: what a newer program wrote is not taken for damage,
+// however long it is; and a count of an earlier build is one.
+func TestNewerMetadataIsLonger(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	c, err := readMetadata(mem.b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seal := func(b []byte) {
+		binary.LittleEndian.PutUint32(b[len(b)-4:], crc32c.Sum(b[:len(b)-4]))
+	}
+	old := c.meta.encode(make([]byte, metaMax))
+	binary.LittleEndian.PutUint64(old[240:], 5)
+	seal(old)
+	if m, err := decodeMetadata(old); err != nil || !m.Counts || m.Shutdowns != 5 {
+		t.Errorf("a count of an earlier build: %+v, %v", m, err)
+	}
+	for i := range 2 {
+		b := mem.b[i*metaArea:][:metaMax+4096]
+		binary.LittleEndian.PutUint32(b[8:], metaVersion+1)
+		binary.LittleEndian.PutUint32(b[12:], uint32(len(b)))
+		seal(b)
+	}
+	var newer *NewerError
+	if _, err := readMetadata(mem.b); !errors.As(err, &newer) {
+		t.Errorf("longer copies of a newer version: %v", err)
+	}
 }

@@ -24,7 +24,7 @@ func (n *node) Committer() *journal.Committer { return n.committer }
 func (n *node) Checkpoint() LSN               { return n.v().Checkpoint() }
 func (n *node) Applied() LSN                  { return n.v().Applied() }
 func (n *node) Apply(upTo LSN) error          { return n.v().apply(upTo) }
-func (n *node) Damaged() bool                 { return n.damaged.Load() && n.journal.End() < LSN(n.redoUntil.Load()) }
+func (n *node) Damaged() bool                 { return n.damaged.Load() && n.journal.End() < LSN(n.damageTo.Load()) }
 func (n *node) Geometry() replicate.Geometry  { return n.v().geometry() }
 func (v *Volume) geometry() replicate.Geometry {
 	return replicate.Geometry{Size: v.size, Journal: v.ring.Len, Block: blockSize}
@@ -65,13 +65,16 @@ func (n *node) Truncate(lsn LSN, chain uint32) error {
 }
 
 // Extend: what follows was perhaps applied before the crash as well.
-func (n *node) Extend() error {
-	if err := n.journal.Extend(n.State().History); err != nil {
-		return n.v().fail(err)
+func (n *node) Extend() (err error) {
+	v := n.v()
+	defer func() { v.fail(err) }()
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	if err := v.journal.Extend(n.State().History); err != nil {
+		return err
 	}
-	n.applyMu.Lock()
-	defer n.applyMu.Unlock()
-	n.redoUntil.Store(max(n.redoUntil.Load(), uint64(n.journal.End())))
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	v.redoUntil.Store(max(v.redoUntil.Load(), uint64(v.journal.End())))
 	return nil
 }
 

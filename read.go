@@ -233,12 +233,15 @@ func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, appl
 	default:
 		return errNoneVerified
 	}
+	now := entry{lsn: info.LSN, crc: info.CRC}
 	if mine != info.CRC {
 		v.mem.Copy(v.data.Off+b*blockSize, data)
 	}
-	if now := (entry{lsn: info.LSN, crc: info.CRC}); !ok || e != now {
+	if !ok || e != now {
 		v.table.set(b, now)
-		v.dirty.add(b)
+	}
+	if mine != info.CRC || !ok || e != now {
+		v.changedAside(b)
 	}
 	v.trust(b)
 	if ok && mine == e.crc && mine == info.CRC {
@@ -263,9 +266,18 @@ func (v *Volume) judgeUnverified(b int64, e entry, applied LSN) error {
 		return errRetryRepair
 	}
 	v.table.set(b, entry{e.lsn, ^e.crc, true})
-	v.dirty.add(b)
+	v.changedAside(b)
 	v.noteBad(b, "it differs from the peer's, and neither was verified since a crash")
 	return errNoneVerified
+}
+
+// changedAside: a block or its entry has changed without the log. A checkpoint
+// makes it durable, also where the node stays idle: until then a power failure
+// would take a verdict back, or half of a repair.
+func (v *Volume) changedAside(b int64) {
+	v.dirty.add(b)
+	v.unstored.Store(true)
+	v.kickCheckpoint()
 }
 
 // errNoneVerified: the peer cannot help.

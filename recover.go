@@ -55,6 +55,7 @@ func (v *Volume) recover() error {
 	v.redoUntil.Store(uint64(scan.End))
 	if scan.Damage != nil {
 		v.damaged.Store(true)
+		v.damageTo.Store(uint64(max(scan.End, scan.Acked)))
 		v.redoUntil.Store(uint64(max(scan.End, scan.Acked)))
 		v.recovery.Damage = scan.Damage.Error()
 		v.log.Error("journal damaged", zap.String("region", v.path), zap.Error(scan.Damage))

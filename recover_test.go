@@ -3,10 +3,15 @@ package nvmmirror
 import (
 	"bytes"
 	"errors"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
 // flippingMemory flips a bit before the first whole block is copied.
@@ -123,5 +128,104 @@ func TestCleanTailIsRedoneAgain(t *testing.T) {
 			t.Errorf("cut short after %d stores of %d: %v", n, len(whole.log), err)
 		}
 		again.pair.Close()
+	}
+}
+
+// TestDamagedCleanTail: log that was acknowledged and is damaged is said to be,
+// also where the region was closed cleanly with it.
+func TestDamagedCleanTail(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	v := openQuiet(t, mem)
+	at := v.journal.End()
+	cleanTail(t, v, journal.Write{Off: 200, Data: make([]byte, 500)})
+	if v.meta.State.Acked != v.journal.End() {
+		if err := v.updateMeta(func(m *metadata) error { m.State.Acked = v.journal.End(); return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.journal.Ring().Raw(at, 1000)[200] ^= 4
+	again, err := openMemory("heap", mem, Options{Logger: nopLogger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.recovery.Damage == "" || !(*node)(again).Damaged() {
+		t.Errorf("damaged %v: %+v", (*node)(again).Damaged(), again.recovery)
+	}
+}
+
+// TestDirtyShutdowns: a device that loses what was flushed is noticed from the
+// first time on, and not where nothing was open.
+func TestDirtyShutdowns(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	open := func() *Volume {
+		v, err := openMemory("heap", mem, Options{Logger: nopLogger})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	if err := open().noteShutdowns(0); err != nil {
+		t.Fatal(err)
+	}
+	v := open()
+	var lost *ShutdownError
+	if err := v.noteShutdowns(1); !v.meta.Counts || !errors.As(err, &lost) || *lost != (ShutdownError{Have: 1, Want: 0}) {
+		t.Errorf("0, then 1 while it was open: %v", err)
+	}
+	if err := v.checkpoint(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := open().noteShutdowns(1); err != nil {
+		t.Errorf("0, then 1 after a clean close: %v", err)
+	}
+	if v := open(); v.meta.Shutdowns != 1 || !v.meta.Counts {
+		t.Errorf("noted are %d, %v", v.meta.Shutdowns, v.meta.Counts)
+	}
+}
+
+// TestRepairOfAnIdleNodeIsStored: a block that was repaired, and a verdict, are
+// flushed though nothing is committed.
+func TestRepairOfAnIdleNodeIsStored(t *testing.T) {
+	path := filepath.Join(shm(t), "r")
+	if err := Create(path, CreateOptions{Size: smallSize, JournalSize: MinJournal, Accept: pmem.Emulated}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	idle := func(what string) {
+		t.Helper()
+		for stop := time.Now().Add(slow(20 * time.Second)); ; time.Sleep(time.Millisecond) {
+			v.applyMu.RLock()
+			rest := v.Checkpoint() == v.Applied() && len(slices.Collect(v.dirty.all())) == 0
+			v.applyMu.RUnlock()
+			if rest {
+				return
+			}
+			if time.Now().After(stop) {
+				t.Fatalf("%s: not stored on an idle node", what)
+			}
+		}
+	}
+	if _, err := v.WriteAt(bytes.Repeat([]byte{3}, blockSize), blockSize); err != nil {
+		t.Fatal(err)
+	}
+	idle("a commit")
+	v.applyMu.Lock()
+	e, _ := v.table.get(1)
+	data := bytes.Clone(v.block(1))
+	v.block(1)[9] ^= 1
+	v.applyMu.Unlock()
+	if err := v.takeRepair(1, data, replicate.BlockInfo{LSN: e.lsn, CRC: e.crc}, v.Applied()); err != nil {
+		t.Fatal(err)
+	}
+	if !v.unstored.Load() {
+		t.Error("a repair is not known to be unstored")
+	}
+	idle("a repair")
+	if v.unstored.Load() {
+		t.Error("a checkpoint has passed, and a repair counts as unstored")
 	}
 }

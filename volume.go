@@ -84,11 +84,13 @@ type Volume struct {
 	resting      atomic.Bool   // the checkpointer waits longer: whoever applies kicks it
 	wake         chan struct{} // of a driver that waits without a session
 
-	damaged atomic.Bool
-	failed  atomic.Pointer[error] // a persistence error: final until reopened
-	closed  atomic.Bool
-	stop    chan struct{}
-	wg      sync.WaitGroup
+	damaged  atomic.Bool
+	damageTo atomic.Uint64         // while damaged: log was acknowledged up to here
+	unstored atomic.Bool           // a repair, or a verdict of damage, has not been flushed
+	failed   atomic.Pointer[error] // a persistence error: final until reopened
+	closed   atomic.Bool
+	stop     chan struct{}
+	wg       sync.WaitGroup
 
 	repairMu sync.Mutex
 	repairs  map[int64][]chan error
@@ -225,14 +227,21 @@ func (v *Volume) checkPlatform(r *pmem.Region) error {
 	if err != nil {
 		return err
 	}
-	if ok && v.meta.Shutdowns != 0 && count != v.meta.Shutdowns && !v.recovery.Clean {
+	if !ok || v.meta.Counts && count == v.meta.Shutdowns {
+		return nil
+	}
+	return v.noteShutdowns(count)
+}
+
+// noteShutdowns: the device counts another number of dirty shutdowns than when
+// the region was last open, or is seen to count for the first time.
+func (v *Volume) noteShutdowns(count uint64) (err error) {
+	if v.meta.Counts && !v.recovery.Clean {
 		return &ShutdownError{Have: count, Want: v.meta.Shutdowns}
 	}
-	if ok && count != v.meta.Shutdowns {
-		v.meta.Shutdowns = count
-		return writeMetadata(v.mem, &v.meta)
-	}
-	return nil
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	v.meta.Shutdowns, v.meta.Counts = count, true
+	return writeMetadata(v.mem, &v.meta)
 }
 
 // openMemory recovers the region in mem.
@@ -261,6 +270,7 @@ func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) 
 	// A killed process may have left a copy visible and not durable. The next
 	// change to the other one would put both at risk.
 	for i := range int64(2) {
+		pmem.Redirty(mem, i*metaArea, metaMax)
 		mem.Flush(i*metaArea, metaMax)
 	}
 	if err := mem.Fence(); err != nil {
@@ -303,8 +313,7 @@ func (v *Volume) takeUp() error {
 	// The region is open: what the next start finds is a crash, unless Close
 	// says otherwise.
 	if v.meta.Clean {
-		v.meta.Clean = false
-		if err := writeMetadata(v.mem, &v.meta); err != nil {
+		if err := v.updateMeta(func(m *metadata) error { m.Clean = false; return nil }); err != nil {
 			return err
 		}
 	}

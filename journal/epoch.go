@@ -83,10 +83,16 @@ func (h History) Append(e Entry) History {
 	return out
 }
 
-// Validate checks that the entries are in order.
+// maxCounter bounds what a history may hold: there is always a next epoch.
+const maxCounter = 1 << 63
+
+// Validate checks that the entries are in order, and that others can follow.
 func (h History) Validate() error {
 	if len(h) > MaxHistory {
 		return fmt.Errorf("epoch history has %d entries, at most %d are allowed", len(h), MaxHistory)
+	}
+	if last := h.Last(); last.Epoch.Counter >= maxCounter {
+		return fmt.Errorf("epoch history ends with counter %d, out of range", last.Epoch.Counter)
 	}
 	for i := 1; i < len(h); i++ {
 		if h[i].Start <= h[i-1].Start {

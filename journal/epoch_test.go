@@ -72,3 +72,15 @@ func TestHistoryValidate(t *testing.T) {
 		}
 	}
 }
+
+// TestLastCounter: a history after which no epoch could follow is refused.
+func TestLastCounter(t *testing.T) {
+	h := History{{Epoch: Epoch{Counter: 1}}, {Epoch: Epoch{Counter: maxCounter - 1}, Start: 64}}
+	if err := h.Validate(); err != nil {
+		t.Error(err)
+	}
+	h[1].Epoch.Counter++
+	if h.Validate() == nil {
+		t.Error("the largest counter of all is accepted")
+	}
+}

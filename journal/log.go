@@ -199,6 +199,7 @@ func (l *Log) Trust(from, to LSN) error {
 		}
 		for at := start(i); at < end; {
 			k := min(int(end-at), l.ring.contiguous(at))
+			pmem.Redirty(l.mem, l.off+int64(l.ring.pos(at)), int64(k))
 			l.Flush(at, k)
 			at += LSN(k)
 		}

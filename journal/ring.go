@@ -29,6 +29,9 @@ func MaxSegment(size int64) int { return int(min(size/ringToSegment, maxSegment)
 // Header decodes the header at lsn and judges what the header alone tells:
 // magic, checksum, version, and that it was written for this place.
 func (r Ring) Header(lsn LSN, h *Header) error {
+	if lsn%Align != 0 {
+		return &FormatError{Kind: BadField, LSN: lsn, Detail: "no segment starts there"}
+	}
 	p := r.pos(lsn)
 	if err := DecodeHeader(r.Bytes[p:p+HeaderSize], h); err != nil {
 		return at(lsn, err)

@@ -349,3 +349,16 @@ func TestTrustWritesPadding(t *testing.T) {
 		t.Error("Trust went beyond the log")
 	}
 }
+
+// TestHeaderFromNowhere: a peer may name any LSN.
+func TestHeaderFromNowhere(t *testing.T) {
+	const size = 64 * Align
+	l := newTestLog(t, size, 0)
+	var h Header
+	for _, lsn := range []LSN{1, size - 8, size - 63, 3*size - 1} {
+		var wrong *FormatError
+		if err := l.Ring().Header(lsn, &h); !errors.As(err, &wrong) {
+			t.Errorf("LSN %d: %v", lsn, err)
+		}
+	}
+}

@@ -124,3 +124,20 @@ func (d *dirty) sync(mem []byte, path string) error {
 	}
 	return nil
 }
+
+// Redirty stores once more what a range holds, so that a Flush of it means
+// something where an earlier one has failed: on class paged the kernel counts a
+// page as clean whose write-back failed, and an msync would not write it. Of other
+// classes there is nothing to do.
+func Redirty(m Memory, off, n int64) {
+	if m.Class() != Paged {
+		return
+	}
+	buf := make([]byte, min(n, 64<<10))
+	for n > 0 {
+		k := copy(buf, m.Bytes()[off:off+min(n, int64(len(buf)))])
+		m.Write(off, buf[:k])
+		off += int64(k)
+		n -= int64(k)
+	}
+}

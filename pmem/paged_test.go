@@ -3,11 +3,14 @@ package pmem
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -198,5 +201,48 @@ func BenchmarkPagedFence(b *testing.B) {
 			b.Fatal(err)
 		}
 		off = (off + 4096) % r.Size()
+	}
+}
+
+// TestRedirty: a page that the kernel counts as clean is written by the next
+// fence all the same.
+func TestRedirty(t *testing.T) {
+	r := pagedRegion(t, 1<<20)
+	dirtyPages := func() (n int) {
+		maps, err := os.ReadFile("/proc/self/smaps")
+		if err != nil {
+			t.Skip(err)
+		}
+		_, of, found := strings.Cut(string(maps), fmt.Sprintf("\n%x-", unsafe.Pointer(&r.mem[0])))
+		if !found {
+			t.Fatal("the mapping is not listed")
+		}
+		for line := range strings.Lines(of) {
+			var kind string
+			var kib int
+			if _, err := fmt.Sscanf(line, "%s %d kB", &kind, &kib); err == nil && (kind == "Shared_Dirty:" || kind == "Private_Dirty:") {
+				n += kib / 4
+			}
+			if kind == "VmFlags:" {
+				break
+			}
+		}
+		return n
+	}
+	r.Write(0, bytes.Repeat([]byte{5}, 64<<10))
+	r.Flush(0, 64<<10)
+	if err := r.Fence(); err != nil {
+		t.Fatal(err)
+	}
+	if n := dirtyPages(); n != 0 {
+		t.Skipf("%d pages are dirty after an msync here: nothing can be seen", n)
+	}
+	want := bytes.Clone(r.Bytes())
+	Redirty(r, 4<<10, 32<<10)
+	if n := dirtyPages(); n != 8 {
+		t.Errorf("%d pages are dirty, not 8", n)
+	}
+	if !bytes.Equal(r.Bytes(), want) {
+		t.Error("the content has changed")
 	}
 }

@@ -153,20 +153,31 @@ func (p *Pair) shipSome(s *session, c *copier) error {
 
 // takeAnswers takes in what the follower sent.
 func (p *Pair) takeAnswers(s *session) (taken bool, err error) {
-	if _, err := s.receive(); err != nil {
-		return false, err
-	}
 	var m message
-	for {
-		body, ok, err := s.tryMessage(&m)
-		if err != nil || !ok {
+	for range 64 { // a peer can talk without end
+		n, err := s.receive()
+		if err != nil {
 			return taken, err
 		}
-		taken = true
-		if err := p.answer(s, &m, body); err != nil {
-			return taken, err
+		full := n > 0 && s.w == len(s.stage) // there may be more
+		for {
+			body, ok, err := s.tryMessage(&m)
+			if err != nil {
+				return taken, err
+			}
+			if !ok {
+				break
+			}
+			taken = true
+			if err := p.answer(s, &m, body); err != nil {
+				return taken, err
+			}
+		}
+		if !full {
+			break
 		}
 	}
+	return taken, nil
 }
 
 func (p *Pair) answer(s *session, m *message, body []byte) error {

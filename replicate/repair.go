@@ -63,8 +63,10 @@ func (p *Pair) RequestBlock(block int64) error {
 	if p.phase != phaseInSync {
 		return errors.New("no peer in sync to fetch it from")
 	}
-	p.wanted = append(p.wanted, block)
-	p.poke()
+	if !slices.Contains(p.wanted, block) && !slices.Contains(p.asked, block) {
+		p.wanted = append(p.wanted, block)
+		p.poke()
+	}
 	return nil
 }
 

@@ -296,7 +296,7 @@ func (p *Pair) becomePrimary() error {
 	}
 	st := p.node.State()
 	var err error
-	if !st.Blank() && p.cfg.Transport != nil {
+	if !st.Blank() { // also without a peer now: who has served may be cut off, not gone
 		// A tenth more than the lease: the bound on how much faster this
 		// clock may run than the other's.
 		quiet := max(p.started, time.Duration(p.lastAnswer.Load())) + st.Lease + st.Lease/10

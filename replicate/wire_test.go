@@ -3,6 +3,7 @@ package replicate
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"testing"
 
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -119,5 +120,19 @@ func TestCopyOfManyBlocks(t *testing.T) {
 	c := new(copier)
 	if c.start(64 << 40); c.end != 1<<34 {
 		t.Errorf("%d blocks in 64 TiB", c.end)
+	}
+}
+
+// TestBlockIsAskedForOnce: what is on its way is not asked for again, or the
+// answers would bury everything else.
+func TestBlockIsAskedForOnce(t *testing.T) {
+	p := &Pair{phase: phaseInSync, kick: make(chan struct{}, 1), asked: []int64{3}}
+	for _, b := range []int64{3, 7, 7, 8} {
+		if err := p.RequestBlock(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(p.wanted, []int64{7, 8}) {
+		t.Errorf("asked for are %v", p.wanted)
 	}
 }
