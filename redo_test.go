@@ -208,7 +208,8 @@ func TestRecoveryMeetsAFault(t *testing.T) {
 }
 
 // TestScanStopsBeforeAFault: a page that cannot be read behind the end of the
-// log, or behind what is damaged, keeps no region from opening.
+// log that a clean close noted, or behind what is damaged in it, keeps no region
+// from opening.
 func TestScanStopsBeforeAFault(t *testing.T) {
 	processors(t, 4)
 	mem := emulated(t, 2<<20, 32<<20)

@@ -235,13 +235,11 @@ func (v *Volume) checkPlatform(r *pmem.Region) error {
 
 // noteShutdowns: the device counts another number of dirty shutdowns than when
 // the region was last open, or is seen to count for the first time.
-func (v *Volume) noteShutdowns(count uint64) (err error) {
+func (v *Volume) noteShutdowns(count uint64) error {
 	if v.meta.Counts && !v.recovery.Clean {
 		return &ShutdownError{Have: count, Want: v.meta.Shutdowns}
 	}
-	defer pmem.Recover(v.mem, pmem.Arm(), &err)
-	v.meta.Shutdowns, v.meta.Counts = count, true
-	return writeMetadata(v.mem, &v.meta)
+	return v.updateMeta(func(m *metadata) error { m.Shutdowns, m.Counts = count, true; return nil })
 }
 
 // openMemory recovers the region in mem.

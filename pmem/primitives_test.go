@@ -244,3 +244,9 @@ func TestDetectedFlushRuns(t *testing.T) {
 	}
 	t.Logf("flush %v, copies %d bytes wide, all choices %v", detected.flush, detected.width, choices())
 }
+
+// TestPrefetch: it takes any address.
+func TestPrefetch(t *testing.T) {
+	Prefetch(nil)
+	Prefetch(new(byte))
+}
