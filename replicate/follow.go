@@ -73,7 +73,7 @@ func (p *Pair) follow(s *session, v Verdict) error {
 			}
 		}
 	}
-	s.send(message{typ: msgFollowed, a: uint64(log.End())}, nil)
+	s.send(message{typ: msgFollowed, a: uint64(log.End()), b: uint64(p.node.Checkpoint())}, nil)
 	p.role.Store(uint32(Secondary))
 	// Not before: a primary that requires nobody counts all of its log as
 	// acknowledged, and reads without a lease.

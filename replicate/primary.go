@@ -30,9 +30,11 @@ func (p *Pair) lead(s *session, mine Side, v Verdict) error {
 	if err != nil {
 		return err
 	}
-	if journal.LSN(m.a) != f.From {
-		return &WireError{fmt.Sprintf("follows from LSN %d, told %d", m.a, f.From)}
+	ckpt, size := journal.LSN(m.b), journal.LSN(p.node.Log().Ring().Size())
+	if journal.LSN(m.a) != f.From || ckpt > f.From || f.From-ckpt > size {
+		return &WireError{fmt.Sprintf("follows from LSN %d with its checkpoint at %d, told %d", m.a, m.b, f.From)}
 	}
+	s.sent, s.acked, s.peerCkpt, s.sendEnd = f.From, f.From, ckpt, ckpt+size
 	if mine.Title || f.Full {
 		s.peer.Title = false // it has given it up, durably: see follow
 	}
@@ -87,8 +89,6 @@ func (p *Pair) pinFrom(s *session, v Verdict, c *copier) (follow, error) {
 		c.start(p.node.Geometry().Size)
 	}
 	f.Chain = chain
-	s.sent, s.acked, s.peerCkpt = f.From, f.From, f.From
-	s.sendEnd = f.From + journal.LSN(log.Ring().Size())
 	p.pin.Store(uint64(f.From))
 	return f, nil
 }

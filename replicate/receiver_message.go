@@ -175,7 +175,7 @@ func (r *receiver) finishCopy() error {
 	r.full, r.ended = false, false
 	r.p.setPhase(phaseCatchUp, "")
 	r.p.log.Info("full copy done", zap.Uint64("lsn", uint64(r.end)))
-	r.s.send(message{typ: msgFollowed, a: uint64(r.end)}, nil)
+	r.s.send(message{typ: msgFollowed, a: uint64(r.end), b: uint64(r.p.node.Checkpoint())}, nil)
 	return r.s.flush()
 }
 

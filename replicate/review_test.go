@@ -3,6 +3,7 @@ package replicate_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/netip"
@@ -13,14 +14,24 @@ import (
 	"time"
 
 	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
-// quiet waits until the node has sent something and then nothing more, and
-// throws it away. It says meanwhile that the peer is there.
+// quiet is settle that throws away what was sent.
 func (p *pipe) quiet(session uint64) {
+	p.settle(session)
+	p.mu.Lock()
+	p.out = nil
+	p.mu.Unlock()
+	notify(p.wake)
+}
+
+// settle waits until the node has sent something and then nothing more. It says
+// meanwhile that the peer is there.
+func (p *pipe) settle(session uint64) {
 	last := 0
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		p.send(replicate.Message{Type: replicate.TypeHeartbeat, Session: session}.Encode())
@@ -32,10 +43,6 @@ func (p *pipe) quiet(session uint64) {
 		}
 		last = n
 	}
-	p.mu.Lock()
-	p.out = nil
-	p.mu.Unlock()
-	notify(p.wake)
 }
 
 // inSync makes the test a follower in sync. Where the machine is too busy for
@@ -90,6 +97,87 @@ func TestResendFromNowhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.survives(true)
+}
+
+// A follower may begin with its checkpoint far behind its log: its ring has no
+// more room than above that, until it says that the checkpoint has moved.
+func TestFollowerWhoseCheckpointIsBehind(t *testing.T) {
+	v := newVictim(t, nvmmirror.Alone)
+	if err := v.Promote(context.Background(), true); err != nil {
+		t.Fatal(err)
+	}
+	const piece, room = 16 << 10, 256 << 10
+	write := func(n int) {
+		for range n / piece {
+			if _, err := v.WriteAt(make([]byte, piece), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(ringSize - 2*room)
+	// Where the machine is too busy for the node's timeout, it tries again.
+	for range 20 {
+		p := v.connect(16 << 20)
+		session, _, ok := handshake(p, enemy())
+		if !ok {
+			continue
+		}
+		m, ok := p.await(replicate.TypeFollow)
+		if !ok {
+			continue
+		}
+		var f replicate.FollowBody
+		if err := json.Unmarshal(m.Body, &f); err != nil {
+			t.Fatal(err)
+		}
+		from := uint64(f.From)
+		limit := from + room
+		followed := replicate.Message{Type: replicate.TypeFollowed, Session: session, A: from, B: limit - ringSize}.Encode()
+		p.send(append(followed, followed...)) // it follows, and the copy is whole
+		write(2 * room)
+		full, ok := p.logEnd(session, from)
+		if !ok {
+			continue
+		}
+		if full > limit || full < limit-2*piece {
+			t.Fatalf("log up to LSN %d, room up to %d", full, limit)
+		}
+		p.send(replicate.Message{Type: replicate.TypeAck, Session: session, A: full, B: from}.Encode())
+		if end, ok := p.logEnd(session, full); !ok {
+			continue
+		} else if end < from+2*room {
+			t.Fatalf("log up to LSN %d, though the ring has room up to %d", end, from+ringSize)
+		}
+		p.hangUp()
+		v.survives(true)
+		return
+	}
+	t.Fatal("no session held")
+}
+
+// logEnd takes all that the node sends until it sends nothing more, and is
+// where the log in it ends, which begins at lsn.
+func (p *pipe) logEnd(session, lsn uint64) (end uint64, ok bool) {
+	p.settle(session)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.out) > 0 {
+		var h journal.Header
+		if journal.DecodeHeader(p.out, &h) != nil {
+			_, n, whole := replicate.DecodeMessage(p.out)
+			if !whole {
+				return lsn, false
+			}
+			p.out = p.out[n:]
+			continue
+		}
+		if uint64(h.LSN) != lsn {
+			return lsn, false
+		}
+		lsn = uint64(h.End())
+		p.out = p.out[h.WireLength():]
+	}
+	return lsn, !p.closed
 }
 
 // A follower that acknowledges, or asks for again, what lies inside a segment

@@ -59,7 +59,7 @@ const (
 	msgVerdict
 	// msgFollow {body: follow}: the source tells the other what to follow.
 	msgFollow
-	// msgFollowed {a: LSN that the log ends at}: done, durably.
+	// msgFollowed {a: LSN that the log ends at, b: checkpoint}: done, durably.
 	msgFollowed
 	// msgJoin {body: join}: an epoch history, policy and the title.
 	msgJoin
