@@ -191,7 +191,11 @@ func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
 	return nil
 }
 
-// CopyBlocks stores blocks of a full copy.
+// copyStep is how many bytes of a full copy become durable at a time. All of it at
+// the end would take longer than the source waits for an answer.
+const copyStep = 64 << 20
+
+// CopyBlocks stores blocks of a full copy, in order.
 func (n *node) CopyBlocks(first int64, src []byte, info []replicate.BlockInfo) (err error) {
 	defer pmem.Recover(n.mem, pmem.Arm(), &err)
 	n.applyMu.Lock()
@@ -205,6 +209,20 @@ func (n *node) CopyBlocks(first int64, src []byte, info []replicate.BlockInfo) (
 		}
 		n.dirty.add(b)
 	}
+	const step = copyStep / blockSize
+	if first/step != (first+int64(len(info)))/step {
+		return n.v().storeCopied()
+	}
+	return nil
+}
+
+// storeCopied makes durable what was copied and applied. The caller holds applyMu.
+func (v *Volume) storeCopied() error {
+	v.flushBlocks(v.dirty)
+	if err := v.mem.Fence(); err != nil {
+		return v.fail(err)
+	}
+	clear(v.dirty)
 	return nil
 }
 
@@ -217,9 +235,8 @@ func (n *node) FinishCopy() (err error) {
 	defer pmem.Recover(v.mem, pmem.Arm(), &err)
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
-	v.flushBlocks(v.dirty)
-	if err := v.mem.Fence(); err != nil {
-		return v.fail(err)
+	if err := v.storeCopied(); err != nil {
+		return err
 	}
 	c := checkpoint{LSN: v.Applied(), Chain: v.chain}
 	err = v.updateMeta(func(m *metadata) error {
@@ -233,7 +250,6 @@ func (n *node) FinishCopy() (err error) {
 	if err != nil {
 		return err
 	}
-	clear(v.dirty)
 	v.copying = false
 	v.checkpointed.Store(uint64(c.LSN))
 	return nil
