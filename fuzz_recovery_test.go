@@ -97,7 +97,7 @@ func FuzzRecoverSegments(f *testing.F) {
 			}
 			return
 		}
-		if v.damaged.Load() {
+		if v.damageTo.Load() != 0 {
 			return // a standalone start refuses it
 		}
 		data, bad := blockContent(v)

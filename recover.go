@@ -54,7 +54,6 @@ func (v *Volume) recover() error {
 	}
 	v.redoUntil.Store(uint64(scan.End))
 	if scan.Damage != nil {
-		v.damaged.Store(true)
 		v.damageTo.Store(uint64(max(scan.End, scan.Acked)))
 		v.redoUntil.Store(uint64(max(scan.End, scan.Acked)))
 		v.recovery.Damage = scan.Damage.Error()

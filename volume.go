@@ -84,8 +84,7 @@ type Volume struct {
 	resting      atomic.Bool   // the checkpointer waits longer: whoever applies kicks it
 	wake         chan struct{} // of a driver that waits without a session
 
-	damaged  atomic.Bool
-	damageTo atomic.Uint64         // while damaged: log was acknowledged up to here
+	damageTo atomic.Uint64         // of a damaged journal: log was acknowledged up to here; else 0
 	unstored atomic.Bool           // a repair, or a verdict of damage, has not been flushed
 	failed   atomic.Pointer[error] // a persistence error: final until reopened
 	closed   atomic.Bool
@@ -304,7 +303,7 @@ func (v *Volume) takeUp() error {
 	if err != nil {
 		return err
 	}
-	if v.damaged.Load() && cfg.Transport == nil {
+	if v.damageTo.Load() != 0 && cfg.Transport == nil {
 		return fmt.Errorf("%s; this region is opened without a peer: open it with its peer, or restore it", v.recovery.Damage)
 	}
 	v.pair = replicate.New((*node)(v), cfg)
