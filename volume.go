@@ -154,10 +154,7 @@ func Create(path string, o CreateOptions) (err error) {
 	}
 	defer r.Close()
 	if r.Device() {
-		if _, err := readMetadata(r.Bytes()); !errors.Is(err, ErrNotRegion) {
-			return fmt.Errorf("%s: the device holds a region already; zero its first 4 MiB if it may go", path)
-		}
-		if err := zero(r, m.Data.end()); err != nil {
+		if err := claim(r, m.Data.end()); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
@@ -167,11 +164,14 @@ func Create(path string, o CreateOptions) (err error) {
 	return r.Publish()
 }
 
-// zero clears a device, which holds what was there before: a blank region's
-// blocks are zeros, and its block table says so. It is durable with format's
-// first fence.
-func zero(mem pmem.Memory, n int64) (err error) {
+// claim clears a device that holds no region, but something else: a blank
+// region's blocks are zeros, and its block table says so. It is durable with
+// format's first fence.
+func claim(mem pmem.Memory, n int64) (err error) {
 	defer pmem.Recover(mem, pmem.Arm(), &err)
+	if _, err := readMetadata(mem.Bytes()); !errors.Is(err, ErrNotRegion) {
+		return errors.New("the device holds a region already; zero its first 4 MiB if it may go")
+	}
 	mem.Zero(0, n)
 	return nil
 }

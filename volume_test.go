@@ -3,8 +3,10 @@ package nvmmirror
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"go.uber.org/zap/zaptest"
@@ -60,4 +62,24 @@ func TestSmokeStandalone(t *testing.T) {
 		t.Fatal("differs")
 	}
 	v.Close()
+}
+
+// What a device holds is cleared unless it is a region, or cannot be read.
+func TestClaim(t *testing.T) {
+	needFaults(t)
+	mem := emulated(t, smallSize, smallJournal)
+	n := int64(len(mem.Bytes()))
+	before := bytes.Clone(mem.Bytes())
+	if err := claim(mem, n); err == nil || !strings.Contains(err.Error(), "holds a region already") || !bytes.Equal(mem.Bytes(), before) {
+		t.Fatalf("a region: %v", err)
+	}
+	mem.Write(0, bytes.Repeat([]byte{7}, 2*metaArea)) // what another program left there
+	if err := claim(mem, n); err != nil || !bytes.Equal(mem.Bytes(), make([]byte, n)) {
+		t.Fatalf("no region: %v, or it was not cleared", err)
+	}
+	poison(t, mem.Bytes(), metaArea)
+	var fault *pmem.FaultError
+	if err := claim(mem, n); !errors.As(err, &fault) || fault.Offset&^4095 != metaArea {
+		t.Fatalf("a page that cannot be read: %v", err)
+	}
 }
