@@ -1,11 +1,35 @@
 package replicate
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
+
+// backlog is a connection on which bytes have arrived.
+type backlog struct {
+	transport.Conn
+	arrived []byte
+}
+
+func (c *backlog) TryRead(p []byte) (n int, err error) {
+	n = copy(p, c.arrived)
+	c.arrived = c.arrived[n:]
+	return n, nil
+}
+
+// TestBacklogIsTakenInAtOnce: what a follower has sent is taken in by one look,
+// also where it is several stages long: the lease may hang on the last of it.
+func TestBacklogIsTakenInAtOnce(t *testing.T) {
+	c := &backlog{arrived: bytes.Repeat(Message{Type: TypeHeartbeat}.Encode(), 5*stageSize/headerSize)}
+	s := &session{conn: c, stage: make([]byte, stageSize)}
+	taken, err := (&Pair{}).takeAnswers(s)
+	if left := len(c.arrived) + s.w - s.r; err != nil || !taken || left > 0 {
+		t.Fatalf("%v, %v: %d bytes are left", taken, err, left)
+	}
+}
 
 // talker is a connection on which the same message arrives without end.
 type talker struct {
