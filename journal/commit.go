@@ -94,6 +94,7 @@ func NewCommitter(log *Log, sink Sink, poll time.Duration, err error) *Committer
 // LSN after it. On an error other than ErrOutcomeUnknown nothing of it will
 // ever be visible. r belongs to the committer from now on.
 func (c *Committer) Commit(ctx context.Context, r *Request) (LSN, error) {
+	r.gen.Add(1) // no handle is good any more, whatever comes of it
 	if r.size > c.log.MaxTransaction() {
 		n := r.size
 		r.Free()

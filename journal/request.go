@@ -71,6 +71,6 @@ func (r *Request) Free() {
 	requests.Put(r)
 }
 
-// Generation changes when the request is freed: a handle that remembers it
-// can tell that its request is over.
+// Generation changes when the request is committed and when it is freed: a
+// handle that remembers it can tell that its request is over.
 func (r *Request) Generation() uint64 { return r.gen.Load() }
