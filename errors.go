@@ -32,7 +32,7 @@ var (
 	ErrOutOfRange = errors.New("beyond the volume's end")
 	// ErrNoLease: the peer has not been heard of for the read lease, and
 	// may have been promoted. Reads resume with the peer, or alone.
-	ErrNoLease = errors.New("not read: the peer is lost, and this node is not alone by decision")
+	ErrNoLease = errors.New("not read: no peer in sync has answered within the read lease, and this node is not alone by decision: reconnect the peer, or continue alone")
 )
 
 // ErrNotPrimary: only the primary writes and reads.

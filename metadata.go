@@ -148,7 +148,7 @@ func (m *metadata) encode(b []byte) []byte {
 	le.PutUint64(b[168:], m.Checkpoint.Epoch.Counter)
 	le.PutUint64(b[176:], m.Checkpoint.Epoch.Node)
 	le.PutUint32(b[184:], m.Checkpoint.Chain)
-	le.PutUint32(b[188:], uint32(st.Lease/time.Millisecond))
+	le.PutUint32(b[188:], uint32((st.Lease+time.Millisecond-1)/time.Millisecond)) // never less
 	le.PutUint64(b[192:], uint64(st.Acked))
 	if r := st.Resync; r != nil {
 		le.PutUint64(b[200:], uint64(r.Fork))

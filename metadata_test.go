@@ -212,3 +212,13 @@ func TestNewerMetadataIsLonger(t *testing.T) {
 		t.Errorf("longer copies of a newer version: %v", err)
 	}
 }
+
+// A lease is never remembered as a shorter one.
+func TestLeaseIsRoundedUp(t *testing.T) {
+	m := layout(blockSize, MinJournal)
+	m.Class, m.State.Node, m.State.Lease = pmem.Emulated, 1, 25*time.Millisecond+time.Nanosecond
+	got, err := decodeMetadata(m.encode(make([]byte, metaMax)))
+	if err != nil || got.State.Lease != 26*time.Millisecond {
+		t.Errorf("%v: %v", got.State.Lease, err)
+	}
+}

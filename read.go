@@ -14,11 +14,15 @@ import (
 	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
+// MaxRead is how many bytes one ReadAt reads at most. Commits wait meanwhile, and
+// with them what keeps the peer and the lease.
+const MaxRead = 64 << 20
+
 // ReadAt reads the committed bytes at off: those of a prefix of the commit
 // order that every required node holds, never a part of a transaction. Each
 // block is verified; one that fails is fetched from the peer, repaired and
 // counted, else the error is a [*CorruptError]. Reading past the end returns
-// io.EOF as io.ReaderAt says.
+// io.EOF as io.ReaderAt says; reading more than MaxRead bytes is refused.
 func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("%w: offset %d", ErrOutOfRange, off)
@@ -29,6 +33,9 @@ func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
 	eof := int64(len(p)) > v.size-off
 	if eof {
 		p = p[:v.size-off]
+	}
+	if len(p) > MaxRead {
+		return 0, fmt.Errorf("read of %d bytes, at most %d at a time: read piece by piece", len(p), MaxRead)
 	}
 	v.counters.reads.Add(1)
 	for tries := 0; ; tries++ {
@@ -99,12 +106,13 @@ func (v *Volume) readOnce(p []byte, off int64) (bad int64, err error) {
 
 // readable says why this node serves no reads.
 func (v *Volume) readable() error {
+	leased := v.pair.Leased() // before the role: a step-down changes that first
 	switch {
 	case v.failed.Load() != nil:
 		return *v.failed.Load()
 	case v.pair.Role() != replicate.Primary:
 		return v.pair.NotPrimary()
-	case !v.pair.Serving() || !v.pair.Leased():
+	case !v.pair.Serving() || !leased:
 		return ErrNoLease
 	}
 	return nil

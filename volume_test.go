@@ -83,3 +83,15 @@ func TestClaim(t *testing.T) {
 		t.Fatalf("a page that cannot be read: %v", err)
 	}
 }
+
+// One read holds up commits for no longer than MaxRead bytes take.
+func TestReadAtMost(t *testing.T) {
+	v := openQuiet(t, newImage(t, MaxRead+blockSize, smallJournal))
+	p := make([]byte, MaxRead+1)
+	if n, err := v.ReadAt(p, 0); n != 0 || err == nil || !strings.Contains(err.Error(), "read piece by piece") {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	if n, err := v.ReadAt(p[:MaxRead], 1); n != MaxRead || err != nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+}

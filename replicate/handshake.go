@@ -41,6 +41,8 @@ func (s *session) readFirst() (lane bool, err error) {
 			s.p.log.Debug("a connection for long segments was refused", zap.Error(err))
 		}
 		return true, err
+	case m.typ == msgBye:
+		return false, &ErrClosedByPeer{string(body)}
 	case m.typ != msgHello:
 		return false, &WireError{fmt.Sprintf("message type %d where %d was due", m.typ, msgHello)}
 	}
@@ -117,6 +119,7 @@ func (p *Pair) sayBye(s *session, err error) {
 
 func (p *Pair) handshake(s *session) error {
 	if err := p.node.Failed(); err != nil {
+		s.bye(err.Error()) // in the place of a hello
 		return err
 	}
 	mine := p.side()

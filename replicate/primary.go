@@ -19,6 +19,12 @@ const joinWithin = 256 << 10
 // lead ships the log to a follower: blocks first where the journal does not
 // reach, then the log, then it joins. It returns when the session ends.
 func (p *Pair) lead(s *session, mine Side, v Verdict) error {
+	if _, ok := p.untilAlone(); ok && v.Full {
+		// The copy may take long, and until its end this peer protects nothing.
+		if err := p.goAlone("the peer has to be copied to"); err != nil {
+			return err
+		}
+	}
 	c := &copier{done: true}
 	f, err := p.pinFrom(s, v, c)
 	if err != nil {
@@ -235,6 +241,9 @@ func (p *Pair) join(s *session) error {
 		return err
 	}
 	defer p.node.Committer().Release()
+	if p.node.State().Role != Primary { // demoted while the follower caught up
+		return errAgain
+	}
 	end := p.node.Log().End()
 	for s.acked < end || len(s.pending)+len(s.ctl) > 0 {
 		if err := p.shipSome(s, &copier{done: true}); err != nil {
@@ -368,6 +377,9 @@ func (p *Pair) shipAsync(s *session, c *copier) error {
 		case <-p.kick:
 			p.sendRepairRequests(s)
 		default:
+		}
+		if err := p.node.Failed(); err != nil {
+			return err
 		}
 		if err := p.shipSome(s, c); err != nil {
 			return err

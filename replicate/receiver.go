@@ -216,6 +216,9 @@ func (r *receiver) consume() error {
 			return err
 		}
 	}
+	if err := r.p.node.Failed(); err != nil {
+		return err // it answers for nothing any more
+	}
 	if r.end > r.log.End() {
 		if err := r.log.Fence(r.end, r.chain); err != nil {
 			r.p.node.Fail(err)

@@ -134,11 +134,15 @@ func (p *Pair) untilAlone() (d time.Duration, ok bool) {
 }
 
 // goAlone records durably that the peer is out, then acknowledges without it.
-// It runs between sessions.
+// It runs between sessions, or where the session has shipped nothing yet.
 func (p *Pair) goAlone(why string) error {
 	c := p.node.Committer()
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
+	}
+	if p.node.State().Role != Primary {
+		c.Release()
+		return p.notPrimary()
 	}
 	err := p.mint(false, func(st *State) { st.Title = true })
 	if err == nil {
@@ -348,7 +352,9 @@ func (p *Pair) Demote(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("still primary: %w", err)
 	}
-	return p.between(ctx, func() error { return nil }) // with the new role
+	// Whoever still waits for it: the role is given up, and the session that
+	// runs presented this node as primary.
+	return p.between(context.WithoutCancel(ctx), func() error { return nil })
 }
 
 // drain waits until the peer has everything that was taken. The caller has the
@@ -394,6 +400,8 @@ func (p *Pair) stepDown() error {
 	return p.stepDownLocked()
 }
 
+// stepDownLocked changes what readers and checkpoints look at in an order: who
+// sees that the peer is not required any more sees the new role as well.
 func (p *Pair) stepDownLocked() error {
 	if err := p.node.Update(func(st *State) error { st.Role = Secondary; return nil }); err != nil {
 		return err

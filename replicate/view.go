@@ -95,7 +95,7 @@ func (p *Pair) ackedHint() journal.LSN { return journal.LSN(p.peerAcked.Load()) 
 // on a secondary what the primary said of it.
 func (p *Pair) Acked() journal.LSN {
 	end := p.node.Log().End()
-	if p.Role() == Primary && !p.required.Load() {
+	if alone := !p.required.Load(); alone && p.Role() == Primary { // in this order
 		return end
 	}
 	return min(end, p.ackedHint())

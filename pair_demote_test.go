@@ -1,0 +1,157 @@
+package nvmmirror
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// A demotion that has made its role durable ends the session in which this node
+// was primary, also where its caller has stopped waiting.
+func TestDemoteOutlivesItsCaller(t *testing.T) {
+	t.Parallel()
+	for range 8 { // whether the caller's end was seen first was a coin's toss
+		a, b := pairInSync(t, testConfig{})
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		a.Demote(ctx) // an idle volume has nothing to wait for
+		if a.pair.Role() == replicate.Primary {
+			t.Fatal("still primary") // or this test shows nothing
+		}
+		b.until("the title", func(s Status) bool { return s.Title })
+		b.promote(false)
+		b.inSync()
+		a.roleIs("secondary")
+		a.close()
+		b.close()
+	}
+}
+
+// endsOnceDemoted is a context that ends when the node's role has changed.
+type endsOnceDemoted struct {
+	context.Context
+	n     *testNode
+	ended chan struct{} // closed
+}
+
+func (c endsOnceDemoted) Err() error {
+	if c.n.pair.Role() == replicate.Primary {
+		return nil
+	}
+	return context.Canceled
+}
+
+func (c endsOnceDemoted) Done() <-chan struct{} {
+	if c.Err() == nil {
+		return nil
+	}
+	return c.ended
+}
+
+// A follower returns, and is told that this node is primary, while it is being
+// demoted: it does not become one by the join that follows.
+func TestDemoteBesideAJoin(t *testing.T) {
+	t.Parallel()
+	ended := make(chan struct{})
+	close(ended)
+	for range 4 {
+		a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
+		b.wire.link.set(true)
+		a.peerIs("lost")
+		b.peerIs("lost")
+		commit(t, a, 0, []byte("while it was away"))
+		if err := a.committer.Acquire(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		var told atomic.Bool
+		a.wire.setCorrupt(func(out []byte) int {
+			if bytes.Contains(out, []byte(`"history"`)) { // a hello
+				told.Store(true)
+			}
+			return -1
+		})
+		b.wire.link.set(false)
+		b.until("told who is primary", func(Status) bool { return told.Load() })
+		demoted := make(chan error, 1)
+		go func() { demoted <- a.Demote(endsOnceDemoted{context.Background(), a, ended}) }()
+		a.committer.Release()
+		if err := <-demoted; err != nil {
+			t.Fatal(err)
+		}
+		b.until("two secondaries", func(s Status) bool { return s.Rule == string(replicate.RuleNoPrimary) })
+		if a.pair.Role() == replicate.Primary || a.pair.Serving() {
+			t.Fatal("the demoted node is primary")
+		}
+		a.close()
+		b.close()
+	}
+}
+
+// A node whose persistence has failed acknowledges nothing, and its peer hears why.
+func TestFailedNodeLeavesTheSession(t *testing.T) {
+	t.Parallel()
+	why := errors.New("checkpoint: msync: input/output error")
+	for name, ack := range map[string]Ack{"both": AckBoth, "async": AckAsync} {
+		for _, failed := range []string{"a", "b"} {
+			t.Run(name+"/"+failed, func(t *testing.T) {
+				t.Parallel()
+				a, b := pairInSync(t, testConfig{opt: Options{Ack: ack}})
+				n, other := a, b
+				if failed == "b" {
+					n, other = b, a
+				}
+				n.fail(why)
+				other.until("told", func(s Status) bool {
+					return s.Peer != "in-sync" && s.Reason == "the peer ended the session: "+why.Error()
+				})
+				if other == a && ack == AckBoth {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+					defer cancel()
+					tx := a.Begin()
+					if err := tx.Write(0, []byte("x")); err != nil {
+						t.Fatal(err)
+					}
+					if _, err := tx.Commit(ctx); !errors.Is(err, ErrOutcomeUnknown) {
+						t.Errorf("commit: %v", err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Under policy alone, commits do not wait until a peer whose region is new has
+// been copied to in full: until then it protects nothing.
+func TestAloneBesideAFullCopy(t *testing.T) {
+	t.Parallel()
+	for _, restarted := range []bool{false, true} {
+		a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}, size: 32 << 20, timeout: 5 * time.Second})
+		for range 3 * MinJournal / (100 << 10) { // the journal does not reach back
+			commit(t, a, 0, make([]byte, 100<<10))
+		}
+		if restarted {
+			a.close()
+		}
+		replace(t, b)
+		a.wire.setChop(16<<10, 5*time.Millisecond) // the copy takes ten seconds
+		b.open()
+		if restarted {
+			a.open()
+		}
+		a.until("the copy has begun", func(s Status) bool { return s.Peer == "resyncing" })
+		commit(t, a, 0, []byte("meanwhile"))
+		got := make([]byte, 9)
+		a.read(t, got, 0)
+		if s := a.Status(); string(got) != "meanwhile" || s.Peer != "resyncing" {
+			t.Errorf("restarted %v: %q beside a peer that is %s", restarted, got, s.Peer)
+		}
+		a.wire.setChop(0, 0)
+		a.inSync()
+		identical(t, a, b)
+	}
+}
