@@ -24,7 +24,8 @@ import (
 )
 
 // Both were forced to go on without the other, and acknowledged: refused on
-// both, for good, and nothing is copied either way.
+// both, for good, and nothing is copied either way. One that is restarted does
+// not serve beside the other until it is told to once more.
 func TestSplitBrain(t *testing.T) {
 	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
@@ -38,6 +39,16 @@ func TestSplitBrain(t *testing.T) {
 	commit(t, a, 0, []byte("a's own"))
 	commit(t, b, 0, []byte("b's own"))
 	b.wire.link.set(false)
+	again := func(n *testNode) {
+		n.open()
+		if n.peerIs("refused"); n.Status().Serving {
+			t.Fatalf("%s serves again beside another primary", n.name)
+		}
+		refused(t, "continue-alone beside another primary", n.ContinueAlone(context.Background(), false))
+		if err := n.ContinueAlone(context.Background(), true); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for round := range 3 {
 		for _, n := range []*testNode{a, b} {
 			s := n.peerIs("refused")
@@ -51,10 +62,10 @@ func TestSplitBrain(t *testing.T) {
 		switch round {
 		case 0:
 			a.close()
-			a.open()
+			again(a)
 		case 1:
 			b.crash()
-			b.open()
+			again(b)
 		}
 	}
 	// The way out: the loser's region is replaced.

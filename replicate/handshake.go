@@ -174,6 +174,7 @@ func (p *Pair) handshake(s *session) error {
 	p.log.Info("handshake", zap.String("rule", string(v.Rule)), zap.Uint64("from", uint64(v.From)),
 		zap.Bool("source", v.Mine && v.Action >= Follow), zap.String("why", v.Why))
 
+	p.rival.Store(v.Action == Refuse && theirs.Role == Primary)
 	switch v.Action {
 	case Idle:
 		return p.idle(s, mine, v)
@@ -195,6 +196,11 @@ func (p *Pair) handshake(s *session) error {
 			return err
 		}
 		return errAgain
+	}
+	if _, ok := p.untilAlone(); ok && p.looking {
+		if err := p.goWithout("the peer is refused, and no primary"); err != nil {
+			return err
+		}
 	}
 	p.counters.Refused.Add(1)
 	p.setPhase(phaseRefused, string(v.Rule)+": "+v.Why)

@@ -52,7 +52,7 @@ func (p *Pair) mint(peerIn bool, more func(*State)) error {
 	last := p.node.State().History.Last()
 	p.node.Log().SetEpoch(last.Epoch)
 	p.required.Store(last.BothIn())
-	p.fresh = false
+	p.fresh, p.looking = false, false
 	return nil
 }
 
@@ -107,30 +107,58 @@ func (p *Pair) resume() error {
 		// The mode was being changed: the peer may still hold the title, and
 		// may have been promoted by it.
 		p.fresh = true
+	case p.cfg.Transport != nil:
+		// It needs nobody, but its peer may have been promoted by force, or
+		// hold log that this node lost.
+		p.fresh, p.looking = true, true
 	default:
-		if err := p.mint(last.PeerIn, func(st *State) {
-			if !last.PeerIn {
-				st.Alone = p.cfg.Alone
-			}
-		}); err != nil {
-			return err
-		}
-		return p.serve()
+		return p.goOn()
 	}
 	return nil
 }
 
-// untilAlone is how long the peer may still come back before this node goes
-// alone; ok is false where it does not.
-func (p *Pair) untilAlone() (d time.Duration, ok bool) {
-	if !p.required.Load() {
-		return 0, false
+// goOn mints an epoch in which nobody else is required than before, and serves:
+// what a primary that needs nobody does once it has looked for its peer. The
+// caller has the role.
+func (p *Pair) goOn() error {
+	peerIn := p.node.State().History.Last().PeerIn
+	err := p.mint(peerIn, func(st *State) {
+		if !peerIn {
+			st.Alone = p.cfg.Alone
+		}
+	})
+	if err != nil {
+		return err
 	}
+	return p.serve()
+}
+
+// untilAlone is how long the peer may still come back before this node goes on
+// without it; ok is false where it does not.
+func (p *Pair) untilAlone() (d time.Duration, ok bool) {
 	st := p.node.State()
-	if st.Role != Primary || !st.Alone || !st.Title || p.node.Damaged() || p.node.Failed() != nil {
+	may := p.looking && !p.rival.Load() || p.required.Load() && st.Alone && st.Title
+	if !may || st.Role != Primary || p.node.Damaged() || p.node.Failed() != nil {
 		return 0, false
 	}
 	return max(0, p.lost+p.cfg.Timeout-p.now()), true
+}
+
+// goWithout is what untilAlone waits for.
+func (p *Pair) goWithout(why string) error {
+	if !p.looking {
+		return p.goAlone(why)
+	}
+	c := p.node.Committer()
+	if err := c.Acquire(p.ctx); err != nil {
+		return err
+	}
+	err := p.goOn()
+	c.Release()
+	if err == nil {
+		p.log.Info("primary", zap.String("why", why), zap.Stringer("epoch", p.node.State().History.Last().Epoch))
+	}
+	return err
 }
 
 // goAlone records durably that the peer is out, then acknowledges without it.
@@ -186,6 +214,8 @@ func (p *Pair) mayGoAlone(force bool) error {
 		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the peer, which can repair it, or force it and lose that"}
 	case !st.Title && !force:
 		return &RefusedError{"this node does not hold the title: the peer does and may have been promoted, or the title was on its way; make sure that the peer is down for good, then use force"}
+	case p.rival.Load() && !force:
+		return &RefusedError{"the peer is primary as well; settle first whose data is to stay, then demote the other or replace its region"}
 	case p.Phase() == "in-sync" && !force:
 		return &RefusedError{"the peer is in sync; nothing is waiting for it"}
 	}
@@ -410,7 +440,7 @@ func (p *Pair) stepDownLocked() error {
 	p.required.Store(false)
 	p.serving.Store(false)
 	p.readied.Do(func() { close(p.ready) })
-	p.fresh = false
+	p.fresh, p.looking = false, false
 	p.node.Committer().Close(p.notPrimary(), fmt.Errorf("this node is no longer primary"))
 	p.log.Info("secondary")
 	return nil

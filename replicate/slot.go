@@ -183,7 +183,7 @@ func (p *Pair) connect(delay time.Duration) (*session, error) {
 		c.done <- c.f()
 	case <-alone:
 		abandon()
-		if err := p.goAlone("peer lost"); err != nil {
+		if err := p.goWithout("peer lost"); err != nil {
 			p.log.Error("going alone failed", zap.Error(err))
 		}
 	case <-p.kick:
