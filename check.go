@@ -17,9 +17,23 @@ type CheckReport struct {
 	Log      *JournalStop `json:"log,omitempty"`
 	Blocks   BlockCheck   `json:"blocks"`
 	Damaged  bool         `json:"damaged"`
+	Verdict  Verdict      `json:"verdict"`
 	Findings []Finding    `json:"findings"`
 	Omitted  int          `json:"omitted_findings"`
 }
+
+// Verdict sums a report up.
+type Verdict string
+
+const (
+	// Sound: all is as a clean close leaves it, or the next open settles it.
+	Sound Verdict = "sound"
+	// Inconsistent: a full copy onto the region did not finish. Its blocks are
+	// of no one moment, and only its peer can complete it.
+	Inconsistent Verdict = "inconsistent"
+	// Damaged: see [CheckReport.Damaged]. It may be inconsistent as well.
+	Damaged Verdict = "damaged"
+)
 
 // BlockCheck counts the volume's blocks as they compare with the block table.
 type BlockCheck struct {
@@ -38,7 +52,8 @@ type Finding struct {
 	Area   string `json:"area"`   // file, metadata, journal, block table, data
 	Offset int64  `json:"offset"` // in the file
 	// Damage: bytes are not what was made durable. Otherwise it is what a
-	// crash may leave, and the next open settles it.
+	// crash may leave, and the next open settles it; only a full copy that did
+	// not finish needs the peer.
 	Damage  bool   `json:"damage"`
 	Problem string `json:"problem"`
 }
@@ -74,8 +89,17 @@ func Check(path string) (*CheckReport, error) {
 func (s *subject) check(device bool) (*CheckReport, error) {
 	c := &checker{subject: s, report: &CheckReport{Findings: []Finding{}}, device: device}
 	err := c.run()
-	c.report.Inspection = s.ins
-	return c.report, err
+	r := c.report
+	r.Inspection = s.ins
+	switch {
+	case r.Damaged:
+		r.Verdict = Damaged
+	case !r.Consistent:
+		r.Verdict = Inconsistent
+	default:
+		r.Verdict = Sound
+	}
+	return r, err
 }
 
 type checker struct {

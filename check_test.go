@@ -26,7 +26,7 @@ func TestCheckChangesNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(name, err)
 			}
-			if r.Damaged != (name == "damaged") || (len(r.Findings) > 0) != (name == "damaged" || name == "torn") {
+			if r.Damaged != (name == "damaged") || r.Damaged != (r.Verdict == Damaged) || !r.Damaged != (r.Verdict == Sound) || (len(r.Findings) > 0) != (name == "damaged" || name == "torn") {
 				t.Errorf("%s: %+v", name, r)
 			}
 			if _, err := json.Marshal(r); err != nil {
@@ -132,7 +132,7 @@ func TestCheckInconsistent(t *testing.T) {
 	c := makeCrashed(t)
 	image := inconsistentImage(t, c)
 	r, err := checkImage(image)
-	if err != nil || r.Damaged || r.Recovery.Ending != EndCopying || r.Consistent || len(r.Findings) != 1 {
+	if err != nil || r.Damaged || r.Verdict != Inconsistent || r.Recovery.Ending != EndCopying || r.Consistent || len(r.Findings) != 1 {
 		t.Fatalf("%v, %+v", err, r)
 	}
 	v, err := openMemory("heap", newHeapMemory(image), Options{Logger: nopLogger})

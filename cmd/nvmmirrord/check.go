@@ -18,8 +18,9 @@ copies, the file's length, the journal from the checkpoint on, each block
 against the block table.
 
 Exit 0: sound. What a crash may leave, such as a torn tail, is listed and is
-sound: the next open settles it. Exit 3: damage. Exit 1: it could not be
-checked, as when it is in use.`,
+sound: the next open settles it. Exit 3: damage; or inconsistent, since a full
+copy onto the region did not finish: part of it is old and part new, and only its
+peer can complete it. Exit 1: it could not be checked, as when it is in use.`,
 		Args: cobra.ExactArgs(1),
 	}
 	out := outputFlag(cmd)
@@ -33,10 +34,15 @@ checked, as when it is in use.`,
 		} else {
 			err = printCheck(cmd.OutOrStdout(), r)
 		}
-		if err == nil && r.Damaged {
+		switch {
+		case err != nil:
+			return err
+		case r.Damaged:
 			return damageErrorf("%s: damage found: its peer repairs journal and blocks once both are served; what is said to be beyond that, restore or create anew", r.Path)
+		case r.Verdict != nvmmirror.Sound:
+			return damageErrorf("%s: inconsistent: serve it with its peer, which copies to it anew; without the peer its blocks are a mixture of old and new", r.Path)
 		}
-		return err
+		return nil
 	}
 	return cmd
 }
@@ -63,9 +69,12 @@ func printCheck(w io.Writer, r *nvmmirror.CheckReport) error {
 	if b.Rewritten > 0 {
 		fmt.Fprintf(w, ", %d not judged: the next recovery changes them", b.Rewritten)
 	}
-	verdict := "sound"
-	if r.Damaged {
+	verdict := string(r.Verdict)
+	switch r.Verdict {
+	case nvmmirror.Damaged:
 		verdict = "DAMAGED"
+	case nvmmirror.Inconsistent:
+		verdict = "INCONSISTENT: a full copy onto it did not finish; only its peer can complete it"
 	}
 	_, err := fmt.Fprintf(w, "\n%s: %s\n", r.Path, verdict)
 	return err

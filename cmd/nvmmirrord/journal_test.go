@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -149,4 +151,46 @@ func TestInspection(t *testing.T) {
 		t.Error(out)
 	}
 	must(t, "check", n.region)
+}
+
+// golden makes a region of testdata/regions in a new directory.
+func golden(t *testing.T, name string) (path string) {
+	t.Helper()
+	f, err := os.Open(filepath.Join("../../testdata/regions", name+".nvm.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	image, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(directory(t), name+".nvm")
+	to, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(to, image); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// A region that holds half of a full copy is not sound, though each byte is as
+// it was written.
+func TestCheckInconsistent(t *testing.T) {
+	t.Parallel()
+	path := golden(t, "inconsistent")
+	r := fails(t, exitDamage, []string{"check", path}, path, "inconsistent", "peer")
+	if !strings.HasSuffix(r.stdout, path+": INCONSISTENT: a full copy onto it did not finish; only its peer can complete it\n") {
+		t.Error(r.stdout)
+	}
+	r = fails(t, exitDamage, []string{"check", "-o", "json", path}, "inconsistent")
+	var report nvmmirror.CheckReport
+	if err := json.Unmarshal([]byte(r.stdout), &report); err != nil || report.Verdict != nvmmirror.Inconsistent || report.Consistent || report.Damaged {
+		t.Errorf("%v, %+v", err, report)
+	}
 }
