@@ -120,12 +120,9 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
-	c := http.NewResponseController(w)
-	if err := c.SetWriteDeadline(time.Now().Add(bodyTime)); err != nil {
-		return err
-	}
-	w.Write(p) // the client sees by the length that it is not all
-	return c.SetWriteDeadline(time.Time{})
+	answer := &stream{w, http.NewResponseController(w), r.Context()}
+	answer.Write(p) // the client sees by the length that it is not all
+	return nil
 }
 
 // errorTrailer carries an Error behind JSON lines.
@@ -164,11 +161,12 @@ type stream struct {
 }
 
 func (s *stream) Write(p []byte) (int, error) {
-	if s.ctx.Err() != nil {
-		return 0, context.Cause(s.ctx)
-	}
 	if err := s.c.SetWriteDeadline(time.Now().Add(bodyTime)); err != nil {
 		return 0, err
+	}
+	// In this order: the deadline that Stop sets is not put off.
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
 	}
 	return s.w.Write(p)
 }

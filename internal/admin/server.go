@@ -59,6 +59,7 @@ const (
 	readSlots   = 8
 	bodyTime    = 30 * time.Second // for a body to arrive, and an answer to be taken
 	closeTime   = 5 * time.Second
+	stopTime    = 200 * time.Millisecond // for the end of an answer that Stop ends
 )
 
 // NewServer makes a server. Serve must follow.
@@ -148,6 +149,8 @@ func allowed(c net.Conn) error {
 // authorized refuses other users, and everybody once the daemon stops.
 func (s *Server) authorized(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		// That of an earlier answer on this connection ends with it.
+		http.NewResponseController(w).SetWriteDeadline(time.Time{}) // it can
 		if err, _ := r.Context().Value(userKey{}).(error); err != nil {
 			s.o.Log.Warn("admin request refused", zap.String("path", r.URL.Path), zap.Error(err))
 			s.fail(w, r, newError(KindDenied, "%v", err))
@@ -179,7 +182,10 @@ func (s *Server) handle(pattern string, h func(w http.ResponseWriter, r *http.Re
 		defer s.inHand.Add(-1)
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
-		defer context.AfterFunc(s.ctx, func() { cancel(errStopping) })()
+		defer context.AfterFunc(s.ctx, func() {
+			cancel(errStopping)
+			http.NewResponseController(w).SetWriteDeadline(time.Now().Add(stopTime)) // it can
+		})()
 		if err := h(w, r.WithContext(ctx)); err != nil {
 			if s.ctx.Err() != nil && errors.Is(err, context.Canceled) {
 				err = errStopping

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -217,6 +218,63 @@ func TestStopEndsWaits(t *testing.T) {
 	}
 	if _, err := c.Status(context.Background()); err == nil || err.Error() != errStopping.Message {
 		t.Errorf("status after the stop: %v", err)
+	}
+}
+
+// endless is a journal without an end.
+func endless(w io.Writer, _ *nvmmirror.Volume, _ string) error {
+	for line := bytes.Repeat([]byte("x"), 64<<10); ; {
+		if _, err := w.Write(line); err != nil {
+			return err
+		}
+	}
+}
+
+// A client that takes a long answer is told why it ends.
+func TestStopIsTold(t *testing.T) {
+	s, c, _ := serveVolume(t, nil, endless)
+	result := make(chan error, 1)
+	begun, first := make(chan struct{}), sync.Once{}
+	go func() {
+		result <- c.Journal(context.Background(), "ls", writerFunc(func(p []byte) (int, error) {
+			first.Do(func() { close(begun) })
+			return len(p), nil
+		}))
+	}()
+	<-begun
+	s.Stop()
+	if err := <-result; err == nil || err.Error() != errStopping.Message {
+		t.Errorf("%v", err)
+	}
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// A client that takes nothing of a long answer does not hold up the stop.
+func TestStopEndsAnswers(t *testing.T) {
+	for _, path := range []string{"/v1/journal?mode=dump", fmt.Sprintf("/v1/data?offset=0&length=%d", MaxRead)} {
+		t.Run(path, func(t *testing.T) {
+			s, _, socket := serveVolume(t, nil, endless)
+			conn, err := net.Dial("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+			// What has come fills the socket a moment later.
+			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := io.ReadFull(conn, make([]byte, 16)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+			start := time.Now()
+			s.Stop()
+			if d := time.Since(start); d > 5*time.Second {
+				t.Errorf("stopped after %v", d)
+			}
+		})
 	}
 }
 
