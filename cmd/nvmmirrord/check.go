@@ -20,7 +20,8 @@ against the block table.
 Exit 0: sound. What a crash may leave, such as a torn tail, is listed and is
 sound: the next open settles it. Exit 3: damage; or inconsistent, since a full
 copy onto the region did not finish: part of it is old and part new, and only its
-peer can complete it. Exit 1: it could not be checked, as when it is in use.`,
+peer can complete it. Exit 2: it is no region, or needs a newer program. Exit 1:
+it could not be checked, as when it is in use.`,
 		Args: cobra.ExactArgs(1),
 	}
 	out := outputFlag(cmd)

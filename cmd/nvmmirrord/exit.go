@@ -14,8 +14,8 @@ import (
 const (
 	exitDone    = 0
 	exitFailed  = 1
-	exitUsage   = 2
-	exitDamage  = 3 // checksums do not match
+	exitUsage   = 2 // or configuration, or a file that is no region of this version
+	exitDamage  = 3 // bytes are not those that were made durable
 	exitRefused = 4 // it could lose data
 )
 
@@ -44,6 +44,8 @@ func exitCode(err error) int {
 	var refused *nvmmirror.RefusedError
 	var corrupt *nvmmirror.CorruptError
 	var length *nvmmirror.LengthError
+	var dirty *nvmmirror.ShutdownError
+	var newer *nvmmirror.NewerError
 	var damage *journal.DamageError
 	var wrong *config.Error
 	switch {
@@ -51,11 +53,11 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &coded):
 		return coded.code
-	case errors.As(err, &wrong):
+	case errors.As(err, &wrong), errors.As(err, &newer), errors.Is(err, nvmmirror.ErrNotRegion):
 		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused
-	case errors.As(err, &corrupt), errors.As(err, &length), errors.As(err, &damage):
+	case errors.As(err, &corrupt), errors.As(err, &length), errors.As(err, &dirty), errors.As(err, &damage):
 		return exitDamage
 	case errors.As(err, &answer):
 		switch answer.Kind {

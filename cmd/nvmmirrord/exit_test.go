@@ -8,6 +8,7 @@ import (
 	"github.com/nvmmirror/nvmmirror"
 	"github.com/nvmmirror/nvmmirror/internal/admin"
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
 func TestExitCode(t *testing.T) {
@@ -22,6 +23,11 @@ func TestExitCode(t *testing.T) {
 		{&nvmmirror.ErrNotPrimary{}, exitFailed},
 		{usageErrorf("x"), exitUsage},
 		{damageErrorf("x"), exitDamage},
+		{nvmmirror.ErrNotRegion, exitUsage},
+		{&nvmmirror.NewerError{}, exitUsage},
+		{&pmem.InUseError{}, exitFailed},
+		{&nvmmirror.ShutdownError{}, exitDamage},
+		{&nvmmirror.LengthError{}, exitDamage},
 		{&nvmmirror.CorruptError{}, exitDamage},
 		{&journal.DamageError{Why: errors.New("x")}, exitDamage},
 		{&nvmmirror.RefusedError{}, exitRefused},

@@ -141,9 +141,9 @@ func TestInspection(t *testing.T) {
 	os.Remove(copied)
 	write([]byte("something else"))
 	for _, command := range []string{"info", "check"} {
-		fails(t, exitFailed, []string{command, copied}, copied, "not an nvmmirror region")
+		fails(t, exitUsage, []string{command, copied}, copied, "not an nvmmirror region")
 	}
-	fails(t, exitFailed, []string{"journal", "ls", copied}, copied, "not an nvmmirror region")
+	fails(t, exitUsage, []string{"journal", "ls", copied}, copied, "not an nvmmirror region")
 
 	n.start()
 	n.stop(os.Interrupt)

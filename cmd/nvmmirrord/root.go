@@ -29,8 +29,9 @@ func newRootCommand(started *bool) *cobra.Command {
 	root := newGroup("nvmmirrord", "Mirror persistent memory to a second machine, commit by commit")
 	root.Long = root.Short + `.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 damage found, 4 refused
-because it could lose data.`
+Exit codes: 0 done, 1 failed, 2 usage or configuration (also a file that is no
+region, or needs a newer program), 3 damage found, 4 refused because it could lose
+data.`
 	root.SilenceUsage = true
 	root.SilenceErrors = true
 	root.Version = versionText()

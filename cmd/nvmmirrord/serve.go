@@ -64,6 +64,9 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 	if err != nil {
 		return err
 	}
+	if info, err := os.Stat(cfg.Region); err == nil && info.IsDir() {
+		return &config.Error{File: file, Key: "region", Problem: "is " + cfg.Region + ", a directory: name the file in it that nvmmirrord create made"}
+	}
 	var peer transport.Transport
 	if cfg.Peer != nil {
 		if peer, err = cfg.Peer.NewTransport(file); err != nil {

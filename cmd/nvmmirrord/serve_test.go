@@ -112,7 +112,8 @@ func TestServeBadConfig(t *testing.T) {
 	dir := directory(t)
 	config := filepath.Join(dir, "c.toml")
 	serve := []string{"serve", "--config", config}
-	fails(t, exitFailed, serve, config, "no such file")
+	fails(t, exitUsage, serve, config, "no such file")
+	fails(t, exitUsage, []string{"serve", "--config", dir}, dir, "is a directory")
 	// The table of bad configurations is the config package's test.
 	for _, c := range []struct {
 		text, want string
@@ -131,11 +132,19 @@ func TestServeBadConfig(t *testing.T) {
 	if err := os.WriteFile(region, bytes.Repeat([]byte("precious"), 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf("region = %q\n[admin]\nsocket = %q\n", region, dir+"/s.sock")
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+	of := func(region string) {
+		text := fmt.Sprintf("region = %q\n[admin]\nsocket = %q\n", region, dir+"/s.sock")
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	fails(t, exitFailed, serve, region, "not an nvmmirror region")
+	of(dir)
+	fails(t, exitUsage, serve, config+": region: is "+dir, "a directory")
+	newer := golden(t, "newer")
+	of(newer)
+	fails(t, exitUsage, serve, newer, "needs a newer nvmmirror")
+	of(region)
+	fails(t, exitUsage, serve, region, "not an nvmmirror region")
 	if b, err := os.ReadFile(region); err != nil || !bytes.Equal(b, bytes.Repeat([]byte("precious"), 1<<20)) {
 		t.Errorf("a file that is no region was changed: %v", err)
 	}
@@ -152,11 +161,18 @@ func TestServeUnsafeKey(t *testing.T) {
 	if err := os.Chmod(key, 0o640); err != nil {
 		t.Fatal(err)
 	}
-	fails(t, exitFailed, serve, a.config, "peer.key_file", key, "has mode 0640: others than its owner have access; chmod 600")
+	fails(t, exitUsage, serve, a.config, "peer.key_file", key, "has mode 0640: others than its owner have access; chmod 600")
+	if err := os.WriteFile(key, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, exitUsage, serve, key, "is empty", "nvmmirrord key generate")
 	if err := os.Remove(key); err != nil {
 		t.Fatal(err)
 	}
-	fails(t, exitFailed, serve, key, "does not exist", "nvmmirrord key generate")
+	fails(t, exitUsage, serve, key, "does not exist", "nvmmirrord key generate")
 }
 
 func TestServeTwice(t *testing.T) {

@@ -151,17 +151,16 @@ func TestServeWrongPin(t *testing.T) {
 	}
 	for _, c := range []struct {
 		lines, key, want string
-		exit             int
 	}{
-		{tlsLines(at("other"), at("b")), "peer.tls_key", "has mode 0644: others than its owner have access; chmod 600", exitFailed},
-		{tlsLines(at("none"), at("b")), "peer.tls_key", "does not exist; make a pair with: nvmmirrord key generate --tls", exitFailed},
-		{tlsLines(at("a"), at("none")), "peer.tls_peer", "does not exist; copy the .pub file", exitFailed},
-		{tlsLines(at("a"), at("a")), "peer.tls_peer", "this node's own", exitFailed},
-		{fmt.Sprintf("key_file = %q\n", at("a.key")), "peer.key_file", "holds a key of TLS, not of md5sig", exitFailed},
-		{tlsLines(at("a"), at("b")) + fmt.Sprintf("key_file = %q\n", at("a.key")), "peer.key_file", `is for transport = "md5sig", and transport is "tls"`, exitUsage}, // the file alone says so
+		{tlsLines(at("other"), at("b")), "peer.tls_key", "has mode 0644: others than its owner have access; chmod 600"},
+		{tlsLines(at("none"), at("b")), "peer.tls_key", "does not exist; make a pair with: nvmmirrord key generate --tls"},
+		{tlsLines(at("a"), at("none")), "peer.tls_peer", "does not exist; copy the .pub file"},
+		{tlsLines(at("a"), at("a")), "peer.tls_peer", "this node's own"},
+		{fmt.Sprintf("key_file = %q\n", at("a.key")), "peer.key_file", "holds a key of TLS, not of md5sig"},
+		{tlsLines(at("a"), at("b")) + fmt.Sprintf("key_file = %q\n", at("a.key")), "peer.key_file", `is for transport = "md5sig", and transport is "tls"`},
 	} {
 		n := newNode(t, directory(t), "c", "", "[peer]\nlisten = \"127.0.0.1:1\"\naddress = \"127.0.0.1:2\"\n")
 		n.connected(c.lines)
-		fails(t, c.exit, append(serve, n.config), n.config, c.key, c.want)
+		fails(t, exitUsage, append(serve, n.config), n.config, c.key, c.want)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -65,12 +66,14 @@ type Peer struct {
 	Connections     int           // as nvmmirror.Peer.Connections
 }
 
-// Error is what is wrong with a configuration file.
+// Error is what is wrong with a configuration file, or with a file that it
+// names. It does not go away by itself.
 type Error struct {
 	File         string
 	Line, Column int    // from 1; 0: of the file as a whole
 	Key          string // dotted; "" where it is not about one
 	Problem      string
+	Err          error // what Problem says, where it came from elsewhere
 }
 
 func (e *Error) Error() string {
@@ -84,21 +87,32 @@ func (e *Error) Error() string {
 	return s + ": " + e.Problem
 }
 
+func (e *Error) Unwrap() error { return e.Err }
+
 // Load reads a configuration file.
 func Load(path string) (*Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, notRead(path, err)
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
-		return nil, err
+		return nil, notRead(path, err)
 	}
 	if len(text) > maxFile {
 		return nil, &Error{File: path, Problem: fmt.Sprintf("is larger than %d bytes: not a configuration", maxFile)}
 	}
 	return Parse(path, text)
+}
+
+func notRead(path string, err error) error {
+	why := err
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		why = p.Err // the Error names the file
+	}
+	return &Error{File: path, Problem: fmt.Sprintf("not read: %v; name a TOML file that this user can read, such as /etc/nvmmirror/vol0.toml", why), Err: err}
 }
 
 // document is the file. The values are judged by reader, which can say where
@@ -205,7 +219,9 @@ func located(file string, err error) error {
 // NewTransport reads the key files, which are judged, and makes the transport.
 func (p *Peer) NewTransport(file string) (transport.Transport, error) {
 	o := transport.Options{UserTimeout: p.Timeout}
-	in := func(key string, err error) error { return fmt.Errorf("%s: peer.%s: %w", file, key, err) }
+	in := func(key string, err error) error {
+		return &Error{File: file, Key: "peer." + key, Problem: err.Error(), Err: err}
+	}
 	switch p.Transport {
 	case transport.NameTLS:
 		key, err := transport.LoadTLSKey(p.TLSKey)

@@ -162,8 +162,11 @@ func TestExample(t *testing.T) {
 
 func TestLoadErrors(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := Load(filepath.Join(dir, "none.toml")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("missing file: %v", err)
+	for path, want := range map[string]string{filepath.Join(dir, "none.toml"): ": not read: no such file or directory; name a ", dir: ": not read: is a directory; name a "} {
+		var e *Error
+		if _, err := Load(path); !errors.As(err, &e) || !strings.HasPrefix(err.Error(), path+want) {
+			t.Errorf("%v is not %q", err, path+want)
+		}
 	}
 	big := filepath.Join(dir, "big.toml")
 	if err := os.WriteFile(big, make([]byte, maxFile+1), 0o600); err != nil {

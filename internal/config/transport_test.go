@@ -89,7 +89,7 @@ func TestNewTransport(t *testing.T) {
 			t.Logf("needs TCP_MD5SIG: %v", err) // qemu-user
 		case c.says == "" && (err != nil || tr.Name() != c.want):
 			t.Errorf("%q: %v", c.lines, err)
-		case c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)):
+		case c.says != "" && (!errors.As(err, new(*Error)) || !strings.Contains(err.Error(), c.says)):
 			t.Errorf("%q: %v does not say %q", c.lines, err, c.says)
 		}
 	}
