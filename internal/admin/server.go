@@ -28,7 +28,10 @@ type ServerOptions struct {
 	Volume  *nvmmirror.Volume
 	Daemon  Daemon // MaxTransaction is the server's to fill in
 	Journal JournalFunc
-	Log     *zap.Logger
+	// Degraded are reasons that the daemon knows of beside the volume's; may be
+	// nil.
+	Degraded func() []string
+	Log      *zap.Logger
 }
 
 // Server serves the admin interface of one volume.
@@ -214,7 +217,16 @@ func answer(w http.ResponseWriter, code int, v any) {
 	json.NewEncoder(w).Encode(v) // the client may be gone: then nobody waits for it
 }
 
-func (s *Server) now() Status { return Status{s.o.Volume.Status(), s.o.Daemon} }
+func (s *Server) now() Status { return Status{s.volume(), s.o.Daemon} }
+
+// volume is the volume's status with the daemon's reasons.
+func (s *Server) volume() nvmmirror.Status {
+	now := s.o.Volume.Status()
+	if s.o.Degraded != nil {
+		now.Degraded = append(now.Degraded, s.o.Degraded()...)
+	}
+	return now
+}
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) error {
 	answer(w, http.StatusOK, s.now())

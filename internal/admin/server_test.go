@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -347,6 +348,9 @@ func TestMetrics(t *testing.T) {
 		"# TYPE nvmmirror_commits_total counter\nnvmmirror_commits_total 1\n",
 		"# TYPE nvmmirror_primary gauge\nnvmmirror_primary 1\n",
 		"nvmmirror_in_sync 0\n", "nvmmirror_degraded 2\n", "nvmmirror_volume_bytes 8.388608e+06\n",
+		"nvmmirror_serving 1\n", "nvmmirror_commits_waiting 0\n", "nvmmirror_persistence_failed 0\n", "nvmmirror_journal_damaged 0\n",
+		"nvmmirror_resync_done_bytes 0\n", "nvmmirror_resync_total_bytes 0\n",
+		`nvmmirror_peer_state{state="none"} 1` + "\n", `nvmmirror_peer_state{state="in-sync"} 0` + "\n",
 		"# TYPE nvmmirror_kernel_tcp_md5_failures_total counter\n",
 	} {
 		if !strings.Contains(text, want) {
@@ -356,6 +360,16 @@ func TestMetrics(t *testing.T) {
 	for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
 		if !strings.HasPrefix(strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE "), "nvmmirror_") {
 			t.Errorf("a foreign line: %q", line)
+		}
+	}
+}
+
+func TestResyncMetrics(t *testing.T) {
+	s := nvmmirror.Status{Resync: &nvmmirror.Progress{Done: 3, Total: 7}}
+	for name, want := range map[string]float64{"nvmmirror_resync_done_bytes": 3, "nvmmirror_resync_total_bytes": 7} {
+		i := slices.IndexFunc(metrics, func(m metric) bool { return m.name == name })
+		if got := metrics[i].of(&s, nil); got != want {
+			t.Errorf("%s is %v", name, got)
 		}
 	}
 }
