@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -43,6 +44,38 @@ func (n *node) shows(metrics ...string) bool {
 		}
 	}
 	return true
+}
+
+// A daemon whose region's file is no longer at its path says so.
+func TestRegionRemoved(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, directory(t), "a", "", "")
+	n.start()
+	gone := "the region file " + n.region + " was removed, moved or replaced"
+	told := func() bool {
+		return slices.ContainsFunc(n.now().Degraded, func(d string) bool { return strings.HasPrefix(d, gone) })
+	}
+	if told() || !n.shows("degraded 2") {
+		t.Fatalf("at the start: %q", n.now().Degraded)
+	}
+	away := n.region + ".away"
+	if err := os.Rename(n.region, away); err != nil {
+		t.Fatal(err)
+	}
+	if !told() || !n.shows("degraded 3") {
+		t.Errorf("moved: %q", n.now().Degraded)
+	}
+	must(t, "create", n.region, "--size", "4MiB", "--journal-size", "2MiB", "--emulate")
+	if !told() {
+		t.Errorf("replaced: %q", n.now().Degraded)
+	}
+	n.eventually("telling in the log", func() bool { return strings.Contains(n.log.String(), gone) })
+	if err := os.Rename(away, n.region); err != nil {
+		t.Fatal(err)
+	}
+	if told() || !n.shows("degraded 2") {
+		t.Errorf("back in its place: %q", n.now().Degraded)
+	}
 }
 
 // What an operator must be alarmed by has a metric of its own.

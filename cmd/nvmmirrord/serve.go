@@ -93,6 +93,7 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 	if err != nil {
 		return err
 	}
+	region := watchRegionFile(cfg.Region)
 	d := admin.Daemon{PID: os.Getpid(), Version: versionText(), Started: started, Config: file, Socket: cfg.Socket}
 	if p := cfg.Peer; p != nil {
 		heartbeat, lease := replicate.Timing(p.Timeout)
@@ -104,9 +105,9 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 		own, other := t.Pins()
 		log.Info("TLS keys", zap.Stringer("own", own), zap.Stringer("peer", other))
 	}
-	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: liveJournal, Log: log})
+	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: liveJournal, Degraded: region.degraded, Log: log})
 	s.Serve(l)
-	w := startWatch(v, log)
+	w := startWatch(v, region, log)
 	err = untilStopped(ctx, s, cfg.Socket, log)
 
 	notify(log, daemon.SdNotifyStopping)

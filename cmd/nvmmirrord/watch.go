@@ -22,6 +22,7 @@ const (
 // it lasts.
 type watch struct {
 	v    *nvmmirror.Volume
+	file *regionFile
 	log  *zap.Logger
 	quit chan struct{}
 	wg   sync.WaitGroup
@@ -32,8 +33,8 @@ type watch struct {
 }
 
 // startWatch begins; stop must follow before the volume is closed.
-func startWatch(v *nvmmirror.Volume, log *zap.Logger) *watch {
-	w := &watch{v: v, log: log, quit: make(chan struct{})}
+func startWatch(v *nvmmirror.Volume, file *regionFile, log *zap.Logger) *watch {
+	w := &watch{v: v, file: file, log: log, quit: make(chan struct{})}
 	w.wg.Go(func() {
 		t := time.NewTicker(watchEvery)
 		defer t.Stop()
@@ -56,6 +57,7 @@ func (w *watch) stop() {
 
 func (w *watch) look(now time.Time) {
 	s := w.v.Status()
+	s.Degraded = append(s.Degraded, w.file.degraded()...)
 	// Figures grow, and which counters do differs from one attempt to the
 	// next, while a reason stays the same.
 	var same []string
