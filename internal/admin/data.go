@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
 // written is the answer to data that was written.
@@ -115,7 +116,16 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer func() { <-s.reads }()
 	p := make([]byte, n)
-	if _, err := s.o.Volume.ReadAt(p, off); err != nil && !errors.Is(err, io.EOF) {
+	_, err = s.o.Volume.ReadAt(p, off)
+	var fault *pmem.FaultError
+	if errors.As(err, &fault) {
+		// A page that cannot be read is damage like any other, unless it ended
+		// the node: then the same error comes of every block.
+		if now := s.o.Volume.Status(); !degradedBy(&now, persistenceFailed) {
+			return newError(KindDamage, "%v", err)
+		}
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
