@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"time"
 
@@ -50,6 +51,8 @@ func unreachable(socket string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		m += ": the socket does not exist; is nvmmirrord serve running, and is this its admin.socket?"
+	case errors.Is(err, unix.ECONNREFUSED) && !isSocket(socket):
+		m += ": it is no socket; name the daemon's admin.socket"
 	case errors.Is(err, unix.ECONNREFUSED):
 		m += ": it was left by one that died; start nvmmirrord serve again"
 	case errors.Is(err, fs.ErrPermission):
@@ -58,6 +61,11 @@ func unreachable(socket string, err error) error {
 		m += ": " + bare(err).Error()
 	}
 	return &Error{Kind: KindUnreachable, Message: m}
+}
+
+func isSocket(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode()&fs.ModeSocket != 0
 }
 
 // do sends a request and returns its answer, whose body is the caller's to

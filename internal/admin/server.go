@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror"
 )
@@ -206,7 +207,11 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		code = http.StatusInternalServerError
 	}
 	if code == http.StatusInternalServerError || e.Kind == KindRefused {
-		s.o.Log.Warn("admin request failed", zap.String("request", r.Method+" "+r.URL.Path), zap.String("kind", string(e.Kind)), zap.String("error", e.Message))
+		level := zap.WarnLevel
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
+			level = zap.DebugLevel // the client went away before it had sent all
+		}
+		s.o.Log.Log(level, "admin request failed", zap.String("request", r.Method+" "+r.URL.Path), zap.String("kind", string(e.Kind)), zap.String("error", e.Message))
 	}
 	answer(w, code, e)
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/nvmmirror/nvmmirror"
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -401,6 +402,41 @@ func TestUnreachable(t *testing.T) {
 	_, err := c.Write(context.Background(), 0, []byte("x"), 0)
 	if kindOf(err) != KindUnreachable || !strings.Contains(err.Error(), "the socket does not exist") {
 		t.Errorf("%v", err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Status(context.Background())
+	if kindOf(err) != KindUnreachable || !strings.Contains(err.Error(), path+": it is no socket") {
+		t.Errorf("%v", err)
+	}
+}
+
+// A client that goes away in the middle of its data is no warning.
+func TestClientGoneInBody(t *testing.T) {
+	seen, logs := observer.New(zap.DebugLevel)
+	first, _, socket := serveVolume(t, nil, nil)
+	socket += "2"
+	l, err := Listen(socket, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(ServerOptions{Volume: first.o.Volume, Log: zap.New(seen)})
+	s.Serve(l)
+	defer s.Close()
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "PUT /v1/data?offset=0 HTTP/1.1\r\nHost: x\r\nContent-Length: 4096\r\n\r\nabc")
+	conn.Close()
+	for deadline := time.Now().Add(10 * time.Second); logs.Len() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing was logged")
+		}
+	}
+	if l := logs.All()[0]; l.Level != zap.DebugLevel || !strings.Contains(fmt.Sprint(l.ContextMap()), "nothing of it was written") {
+		t.Errorf("%+v", l)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -164,7 +165,8 @@ func peerCredentials(c net.Conn) (*unix.Ucred, error) {
 	return cred, err
 }
 
-// FindSocket is the only socket in dir.
+// FindSocket is the only socket in dir, or the only one of several at which a
+// daemon answers.
 func FindSocket(dir string) (string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -176,13 +178,30 @@ func FindSocket(dir string) (string, error) {
 			found = append(found, filepath.Join(dir, e.Name()))
 		}
 	}
+	all := len(found)
+	if all > 1 {
+		found = slices.DeleteFunc(found, dead)
+	}
 	switch len(found) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return "", &SocketError{dir, "no daemon's socket is there", "start one with: nvmmirrord serve --config FILE, or name its socket with --socket", nil}
+		problem := "no daemon's socket is there"
+		if all > 0 {
+			problem = fmt.Sprintf("%d sockets are there, and no daemon answers at them", all)
+		}
+		return "", &SocketError{dir, problem, "start one with: nvmmirrord serve --config FILE, or name its socket with --socket", nil}
 	}
 	return "", &SocketError{dir, fmt.Sprintf("there are %d sockets", len(found)), "name one with --socket: " + strings.Join(found, ", "), nil}
+}
+
+// dead reports whether a daemon that died left the socket: nobody listens.
+func dead(socket string) bool {
+	conn, err := net.DialTimeout("unix", socket, probeTime)
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, unix.ECONNREFUSED)
 }
 
 // bare strips the addresses and paths that the standard library adds: the

@@ -104,3 +104,35 @@ func TestFindSocket(t *testing.T) {
 		t.Errorf("two: %v", err)
 	}
 }
+
+// A socket that a dead daemon left does not hide the live one.
+func TestFindSocketBesideDead(t *testing.T) {
+	dir := t.TempDir()
+	dead := func(name string) string {
+		path := filepath.Join(dir, name)
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(false)
+		l.Close()
+		return path
+	}
+	only := dead("a.sock")
+	if got, err := FindSocket(dir); err != nil || got != only {
+		t.Errorf("one, and dead: %q, %v", got, err)
+	}
+	dead("b.sock")
+	if _, err := FindSocket(dir); err == nil || !strings.Contains(err.Error(), "2 sockets are there, and no daemon answers at them") {
+		t.Errorf("two, both dead: %v", err)
+	}
+	live := filepath.Join(dir, "c.sock")
+	l, err := Listen(live, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if got, err := FindSocket(dir); err != nil || got != live {
+		t.Errorf("one live: %q, %v", got, err)
+	}
+}
