@@ -54,6 +54,7 @@ arm64:
 install: build
 	install -D -m 0755 $(BIN)/nvmmirrord $(DESTDIR)$(PREFIX)/bin/nvmmirrord
 	install -D -m 0644 hack/systemd/nvmmirrord@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/nvmmirrord@.service
+	test -d $(DESTDIR)/etc/nvmmirror || install -d -m 0700 $(DESTDIR)/etc/nvmmirror
 
 clean:
 	rm -rf $(BIN) cover.out
