@@ -23,6 +23,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"--frobnicate"}, "unknown flag: --frobnicate"},
 		{[]string{"key"}, "name a command"},
 		{[]string{"key", "destroy"}, `unknown command "destroy"`},
+		{[]string{"help", "frobnicate"}, `unknown command "frobnicate"`},
+		{[]string{"help", "key", "destroy"}, `unknown command "key destroy"`},
 		{[]string{"key", "generate"}, "accepts 1 arg(s), received 0"},
 		{[]string{"create", "x"}, `required flag(s) "size" not set`},
 		{[]string{"create", "--size", "1GiB"}, "accepts 1 arg(s), received 0"},
@@ -41,6 +43,15 @@ func TestUsage(t *testing.T) {
 		{[]string{"demote", "now"}, `unknown command "now"`},
 	} {
 		fails(t, exitUsage, c.args, c.want)
+	}
+}
+
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	for _, c := range [][2][]string{{{"help"}, {"--help"}}, {{"help", "key", "generate"}, {"key", "generate", "--help"}}} {
+		if a, b := must(t, c[0]...), must(t, c[1]...); a != b || !strings.Contains(a, "Usage:") {
+			t.Errorf("%v: %s\n%v: %s", c[0], a, c[1], b)
+		}
 	}
 }
 

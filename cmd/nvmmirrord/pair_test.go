@@ -56,6 +56,7 @@ func TestPair(t *testing.T) {
 	// Both are refused on a secondary, which names the primary.
 	b.fails(exitFailed, []string{"read", "--offset", "0", "--length", "1"}, "this node is a secondary; the primary is "+loopback.Addr.String())
 	check(t, b.write(0, []byte("x")), exitFailed, []string{"write"}, "this node is a secondary; the primary is "+loopback.Addr.String())
+	check(t, b.write(0, nil), exitFailed, []string{"write"}, "standard input was empty", "this node is a secondary")
 	b.fails(exitRefused, []string{"promote"}, "refused: ")
 	b.fails(exitFailed, []string{"continue-alone"}, "only a primary")
 	a.fails(exitRefused, []string{"continue-alone"}, "refused: ")

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 )
 
@@ -40,8 +42,26 @@ data.`
 	for _, make := range commands {
 		root.AddCommand(make())
 	}
+	root.SetHelpCommand(newHelpCommand())
+	root.InitDefaultHelpCmd()
 	note(root, started)
 	return root
+}
+
+// newHelpCommand is cobra's, but that a command that is not there is an error.
+func newHelpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [COMMAND]", Short: "Help about a command",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sub, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return usageErrorf("unknown command %q", strings.Join(args, " "))
+			}
+			sub.InitDefaultHelpFlag() // so that they are listed
+			sub.InitDefaultVersionFlag()
+			return sub.Help()
+		},
+	}
 }
 
 // newGroup is a command that only has subcommands.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -31,7 +32,8 @@ func newServeCommand() *cobra.Command {
 		Short: "Run a node until SIGTERM",
 		Long: `Run a node in the role that its region remembers, until SIGTERM or SIGINT, then
 stop cleanly. No file sets the role: a new region is a secondary that waits to be
-promoted, or for a primary. Without a peer it is the primary at once.`,
+promoted, or for a primary. A new region that is served without [peer] is the
+primary at once; one that was a pair's keeps its role.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), file, level) },
 	}
@@ -90,6 +92,9 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 	opt := cfg.Options(peer)
 	opt.Logger = log
 	v, err := nvmmirror.Open(cfg.Region, opt)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w; is its file system mounted? A new region is made with: nvmmirrord create %s --size SIZE", err, cfg.Region)
+	}
 	if err != nil {
 		return err
 	}

@@ -121,7 +121,7 @@ func TestServeBadConfig(t *testing.T) {
 	}{
 		{"region = \"/r\"\nrole = \"primary\"\n", config + ":2:1: role: unknown key", exitUsage},
 		{"ack = \"both\"\n", config + ": region: is missing", exitUsage},
-		{"region = \"" + dir + "/none.nvm\"\n[admin]\nsocket = \"" + dir + "/s.sock\"\n", dir + "/none.nvm: no such file", exitFailed},
+		{"region = \"" + dir + "/none.nvm\"\n[admin]\nsocket = \"" + dir + "/s.sock\"\n", "nvmmirrord create " + dir + "/none.nvm", exitFailed},
 	} {
 		if err := os.WriteFile(config, []byte(c.text), 0o600); err != nil {
 			t.Fatal(err)

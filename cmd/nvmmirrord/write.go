@@ -50,6 +50,9 @@ is unknown; it says so, and what was acknowledged before it, exit 1.`,
 		if err != nil {
 			return w.explain(err)
 		}
+		if w.chunks == 0 && s.Role != "primary" {
+			return fmt.Errorf("standard input was empty; and this node is a %s: only a primary takes data", s.Role)
+		}
 		if w.chunks == 0 {
 			fmt.Fprintln(cmd.ErrOrStderr(), "nvmmirrord: standard input was empty, nothing was written")
 		}
