@@ -66,14 +66,17 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 	if err != nil {
 		return err
 	}
-	if info, err := os.Stat(cfg.Region); err == nil && info.IsDir() {
-		return &config.Error{File: file, Key: "region", Problem: "is " + cfg.Region + ", a directory: name the file in it that nvmmirrord create made"}
-	}
 	var peer transport.Transport
 	if cfg.Peer != nil {
 		if peer, err = cfg.Peer.NewTransport(file); err != nil {
 			return err
 		}
+	}
+	switch info, err := os.Stat(cfg.Region); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("region: %w; is its file system mounted? A new region is made with: nvmmirrord create %s --size SIZE", err, cfg.Region)
+	case err == nil && info.IsDir():
+		return &config.Error{File: file, Key: "region", Problem: "is " + cfg.Region + ", a directory: name the file in it that nvmmirrord create made"}
 	}
 	log, err := newLogger(level)
 	if err != nil {
@@ -92,9 +95,6 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 	opt := cfg.Options(peer)
 	opt.Logger = log
 	v, err := nvmmirror.Open(cfg.Region, opt)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w; is its file system mounted? A new region is made with: nvmmirrord create %s --size SIZE", err, cfg.Region)
-	}
 	if err != nil {
 		return err
 	}
