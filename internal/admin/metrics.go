@@ -79,7 +79,7 @@ var metrics = []metric{
 	gauge("epoch", "Counter of the epoch.", func(s st, _ kc) float64 { return float64(s.Epoch.Counter) }),
 	gauge("primary", "1 on the primary.", func(s st, _ kc) float64 { return truth(s.Role == "primary") }),
 	gauge("title", "1 where the node holds the title.", func(s st, _ kc) float64 { return truth(s.Title) }),
-	gauge("serving", "1 on a primary that takes transactions: after a restart, once it has heard of its peer. Their commits may wait for it all the same: see nvmmirror_commits_waiting.", func(s st, _ kc) float64 { return truth(s.Serving) }),
+	gauge("serving", "1 on a primary that takes transactions; after a restart it looks for its peer first. Their commits may wait for it all the same: see nvmmirror_commits_waiting.", func(s st, _ kc) float64 { return truth(s.Serving) }),
 	gauge("in_sync", "1 where the peer is in sync.", func(s st, _ kc) float64 { return truth(s.Peer == "in-sync") }),
 	gauge("commits_waiting", "1 on a primary whose commits wait for the peer.", func(s st, _ kc) float64 { return truth(degradedBy(s, commitsWait)) }),
 	gauge("persistence_failed", "1 where this node acknowledges nothing until it is restarted.", func(s st, _ kc) float64 { return truth(degradedBy(s, persistenceFailed)) }),
