@@ -35,6 +35,9 @@ var (
 	ErrNoLease = errors.New("not read: no peer in sync has answered within the read lease, and this node is not alone by decision: reconnect the peer, or continue alone")
 )
 
+// DamageError: the journal is damaged below what was acknowledged.
+type DamageError = journal.DamageError
+
 // ErrNotPrimary: only the primary writes and reads.
 type ErrNotPrimary = replicate.ErrNotPrimary
 

@@ -172,3 +172,15 @@ func writeRegion(t testing.TB, image []byte) string {
 	}
 	return path
 }
+
+// openMemory recovers the region in mem.
+func openMemory(path string, mem pmem.Memory, o Options) (*Volume, error) {
+	v, err := newVolume(path, mem, o)
+	if err == nil {
+		err = v.recover()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}

@@ -150,3 +150,19 @@ func TestFollowerLooksWhenItIsWoken(t *testing.T) {
 		return s.Counters.BadBlocks == 1 && slices.Index(s.Degraded, "1 damaged blocks") < 0
 	})
 }
+
+// A block that a commit has rewritten since a reader found it damaged is sound.
+func TestRewrittenBeforeItsRepair(t *testing.T) {
+	v := openQuiet(t, newImage(t, smallSize, smallJournal))
+	v.block(0)[7] ^= 1
+	bad, err := v.readOnce(make([]byte, 10), 0)
+	if bad != 0 || err != nil {
+		t.Fatal(bad, err)
+	}
+	if _, err := (transaction{{0, make([]byte, blockSize)}}).commit(v); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.repair(bad); err != nil || v.bad.n.Load() != 0 {
+		t.Errorf("%v, %d damaged blocks", err, v.bad.n.Load())
+	}
+}

@@ -39,6 +39,10 @@ type Options struct {
 	OnPeerLoss OnPeerLoss // "": block
 	Peer       *Peer      // nil: standalone
 	Logger     *zap.Logger
+	// AcceptLoss opens a standalone region also where its journal is damaged
+	// below what was acknowledged: what lies behind the damage is lost. Else
+	// Open fails with a [*DamageError].
+	AcceptLoss bool
 
 	// Of a simulated node; nil: CLOCK_BOOTTIME, the kernel's.
 	clock    func() time.Duration

@@ -49,8 +49,9 @@ func (n *testNode) close() {
 	if n.Volume == nil {
 		return
 	}
-	if err := n.Volume.Close(); err != nil {
-		n.t.Errorf("%s: close: %v", n.name, err)
+	failed := n.failed.Load() != nil
+	if err := n.Volume.Close(); (err != nil) != failed {
+		n.t.Errorf("%s: close of a node that failed: %v, %v", n.name, failed, err)
 	}
 	n.Volume = nil
 }

@@ -122,6 +122,10 @@ func (v *Volume) readable() error {
 // another moment, nothing has changed when it returns.
 func (v *Volume) repair(b int64) error {
 	v.applyMu.Lock()
+	if e, ok := v.table.get(b); ok && crc32c.Sum(v.block(b)) == e.crc {
+		v.applyMu.Unlock()
+		return nil // rewritten meanwhile
+	}
 	v.noteBad(b, "checksum does not match")
 	v.applyMu.Unlock()
 	done := v.request(b)

@@ -4,6 +4,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
@@ -16,7 +17,8 @@ const copyUnfinished = "a full copy onto this node did not finish"
 // acknowledged: of the rest its peer may know nothing. It is neither applied
 // nor dropped until the handshake, or a decision to go on alone. A node whose
 // full copy has not finished applies nothing.
-func (v *Volume) recover() error {
+func (v *Volume) recover() (err error) {
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
 	m := &v.meta
 	ckpt := m.Checkpoint
 	v.chain = ckpt.Chain
@@ -38,7 +40,7 @@ func (v *Volume) recover() error {
 	if err != nil {
 		return err
 	}
-	if err := v.journal.Trust(ckpt.LSN, scan.End); err != nil {
+	if err := v.journal.Trust(&scan); err != nil {
 		return err
 	}
 	v.journal.Reset(scan.End, scan.Chain)
@@ -54,6 +56,7 @@ func (v *Volume) recover() error {
 	}
 	v.redoUntil.Store(uint64(scan.End))
 	if scan.Damage != nil {
+		v.damage = scan.Damage
 		v.damageTo.Store(uint64(max(scan.End, scan.Acked)))
 		v.redoUntil.Store(uint64(max(scan.End, scan.Acked)))
 		v.recovery.Damage = scan.Damage.Error()

@@ -50,7 +50,7 @@ type LSN = journal.LSN
 type Volume struct {
 	path   string
 	mem    pmem.Memory
-	region interface{ Close() error }
+	region *pmem.Region // nil: the memory is a test's
 	opt    Options
 	log    *zap.Logger
 	size   int64  // of the volume; it and the areas never change while it is open
@@ -84,6 +84,7 @@ type Volume struct {
 	resting      atomic.Bool   // the checkpointer waits longer: whoever applies kicks it
 	wake         chan struct{} // of a driver that waits without a session
 
+	damage   *journal.DamageError  // of the journal, when the region was opened
 	damageTo atomic.Uint64         // of a damaged journal: log was acknowledged up to here; else 0
 	unstored atomic.Bool           // a repair, or a verdict of damage, has not been flushed
 	failed   atomic.Pointer[error] // a persistence error: final until reopened
@@ -201,9 +202,12 @@ func Open(path string, o Options) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v, err := openMemory(path, r, o)
+	v, err := newVolume(path, r, o)
 	if err == nil {
-		err = v.checkPlatform(r)
+		err = v.checkPlatform(r) // before anything changes that it looks at
+	}
+	if err == nil {
+		err = v.recover()
 	}
 	if err == nil {
 		v.region = r
@@ -235,14 +239,15 @@ func (v *Volume) checkPlatform(r *pmem.Region) error {
 // noteShutdowns: the device counts another number of dirty shutdowns than when
 // the region was last open, or is seen to count for the first time.
 func (v *Volume) noteShutdowns(count uint64) error {
-	if v.meta.Counts && !v.recovery.Clean {
+	if v.meta.Counts && !v.meta.Clean {
 		return &ShutdownError{Have: count, Want: v.meta.Shutdowns}
 	}
 	return v.updateMeta(func(m *metadata) error { m.Shutdowns, m.Counts = count, true; return nil })
 }
 
-// openMemory recovers the region in mem.
-func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) {
+// newVolume reads the metadata of the region in mem, and makes them durable in both
+// copies. recover must follow.
+func newVolume(path string, mem pmem.Memory, o Options) (v *Volume, err error) {
 	defer pmem.Recover(mem, pmem.Arm(), &err)
 	c, err := readMetadata(mem.Bytes())
 	if err != nil {
@@ -281,9 +286,6 @@ func openMemory(path string, mem pmem.Memory, o Options) (v *Volume, err error) 
 		}
 	}
 	v.committer = journal.NewCommitter(v.journal, (*sink)(v), o.busyPoll(), errors.New("not serving yet"))
-	if err := v.recover(); err != nil {
-		return nil, err
-	}
 	return v, nil
 }
 
@@ -297,16 +299,24 @@ func (v *Volume) start() error {
 }
 
 // takeUp takes up the role that the region remembers.
-func (v *Volume) takeUp() error {
+func (v *Volume) takeUp() (err error) {
 	v.kernelAtStart, _ = v.opt.kernel() // zeros where /proc does not tell
 	cfg, err := v.opt.pairConfig(v.log)
 	if err != nil {
 		return err
 	}
-	if v.damageTo.Load() != 0 && cfg.Transport == nil {
-		return fmt.Errorf("%s; this region is opened without a peer: open it with its peer, or restore it", v.recovery.Damage)
+	if v.damage != nil && cfg.Transport == nil && !v.opt.AcceptLoss {
+		return fmt.Errorf("%w; this region is opened without a peer: open it with its peer, restore it, or accept the loss of what lies behind the damage (serve --accept-loss)", v.damage)
 	}
 	v.pair = replicate.New((*node)(v), cfg)
+	defer func() {
+		if err != nil {
+			v.pair.Close()
+		}
+	}()
+	if err := v.pair.Listen(); err != nil {
+		return err
+	}
 	// The region is open: what the next start finds is a crash, unless Close
 	// says otherwise.
 	if v.meta.Clean {
@@ -316,6 +326,11 @@ func (v *Volume) takeUp() error {
 	}
 	if err := v.pair.Start(); err != nil {
 		return err
+	}
+	if v.damage != nil && cfg.Transport == nil && v.pair.Role() == replicate.Primary {
+		if err := v.pair.ContinueAlone(context.Background(), true); err != nil {
+			return err
+		}
 	}
 	v.committer.Tick()
 	return nil
@@ -342,9 +357,12 @@ func (v *Volume) Close() error {
 	v.wg.Wait()
 	v.committer.Acquire(context.Background())
 	v.committer.Close(fmt.Errorf("%s: %w", v.path, ErrClosed), fmt.Errorf("%s: %w", v.path, ErrClosed))
-	var err error
-	if v.failed.Load() == nil {
+	err := errOf(v.failed.Load())
+	if err == nil {
 		err = v.checkpoint(true)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: not closed cleanly: %w", v.path, err)
 	}
 	v.committer.Release()
 	v.failRepairs(ErrClosed)

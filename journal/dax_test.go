@@ -63,7 +63,7 @@ func logOnDAX(t *testing.T, path string, rng *rand.Rand) {
 		if err != nil || scan.End != end || scan.Chain != chain || scan.Segments != segments || scan.Damage != nil {
 			t.Fatalf("round %d: log from %d to %d with %d segments: %+v, %v", round, from, end, segments, scan, err)
 		}
-		if err := l.Trust(from, scan.End); err != nil {
+		if err := l.Trust(&scan); err != nil {
 			t.Fatal(err)
 		}
 		l.Reset(scan.End, scan.Chain)

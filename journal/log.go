@@ -172,27 +172,28 @@ func (l *Log) Extend(history History) error {
 		}
 	}
 	end, chain := s.Position()
-	if err := l.Trust(l.End(), end); err != nil {
+	if err := l.Trust(&Scan{From: l.End(), End: end, pads: s.pads}); err != nil {
 		return err
 	}
 	l.Reset(end, chain)
 	return nil
 }
 
-// Trust flushes and fences the valid segments in [from, to): bytes that are
-// visible after a crash may never have been durable. Behind the header of a
-// padding segment, which alone its validity depends on, the zeros may be
-// missing: they are written again.
-func (l *Log) Trust(from, to LSN) error {
+// Trust flushes and fences what a scan has found valid: bytes that are visible
+// after a crash may never have been durable. Behind the header of a padding
+// segment, which alone its validity depends on, the zeros may be missing: they
+// are written again, before several goroutines share out the rest.
+func (l *Log) Trust(scan *Scan) (err error) {
+	defer pmem.Recover(l.mem, pmem.Arm(), &err)
+	for i := range scan.pads {
+		h := &scan.pads[i]
+		l.mem.Zero(l.off+int64(l.ring.pos(h.LSN))+HeaderSize, int64(h.Length)-HeaderSize)
+	}
+	from, to := scan.From, scan.End
 	n := parts.Of(int64(to - from))
 	start := func(i int) LSN { return from + (to-from)/LSN(n)*LSN(i)&^(Align-1) }
 	return parts.Do(n, func(i int) (err error) {
 		defer pmem.Recover(l.mem, pmem.Arm(), &err)
-		if i == 0 {
-			if err := l.zeroPadding(from, to); err != nil {
-				return err
-			}
-		}
 		end := to
 		if i+1 < n {
 			end = start(i + 1)
@@ -205,17 +206,4 @@ func (l *Log) Trust(from, to LSN) error {
 		}
 		return l.mem.Fence()
 	})
-}
-
-func (l *Log) zeroPadding(from, to LSN) error {
-	var h Header
-	for ; from < to; from = h.End() {
-		if err := l.ring.Header(from, &h); err != nil {
-			return err
-		}
-		if h.Pad {
-			l.mem.Zero(l.off+int64(l.ring.pos(from))+HeaderSize, int64(h.Length)-HeaderSize)
-		}
-	}
-	return nil
 }

@@ -102,6 +102,7 @@ type Scanner struct {
 	chain   uint32
 	until   LSN
 	sum     func(h *Header, body []byte) uint32
+	pads    []Header // the padding so far
 }
 
 // NewScanner starts at from, behind a segment whose header had checksum chain
@@ -141,6 +142,9 @@ func (s *Scanner) Next(h *Header) (body []byte, err error) {
 		return nil, &FormatError{Kind: WrongChain, LSN: s.next, Detail: fmt.Sprintf("chained to %#08x, the segment before it has %#08x", h.Prev, s.chain)}
 	}
 	s.next, s.chain = h.End(), h.CRC
+	if h.Pad {
+		s.pads = append(s.pads, *h)
+	}
 	return body, nil
 }
 
@@ -154,6 +158,8 @@ type Scan struct {
 	Transactions int
 	Stop         error        // why the segment at End is not valid
 	Damage       *DamageError // End lies below Acked
+
+	pads []Header
 }
 
 // ScanFrom scans the ring of a node from a checkpoint. acked is what is known
@@ -220,6 +226,7 @@ func (res *Scan) walk(s *Scanner, end LSN) error {
 		res.Transactions += int(h.Count)
 	}
 	res.End, res.Chain = s.Position()
+	res.pads = s.pads
 	if IsNewer(res.Stop) {
 		return res.Stop
 	}

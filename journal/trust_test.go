@@ -80,7 +80,7 @@ func TestTrustInParts(t *testing.T) {
 	}
 	clear(m.lines)
 	m.fences = 0
-	if err := l.Trust(from, to); err != nil {
+	if err := l.Trust(&Scan{From: from, End: to}); err != nil {
 		t.Fatal(err)
 	}
 	for at := from; at < to; at += Align {
@@ -108,7 +108,7 @@ func TestTrustStoresPagedLogAgain(t *testing.T) {
 	clear(m.lines)
 	before := bytes.Clone(m.b)
 	m.paged = true
-	if err := l.Trust(0, l.End()); err != nil {
+	if err := l.Trust(&Scan{End: l.End()}); err != nil {
 		t.Fatal(err)
 	}
 	for at := int64(0); at < int64(l.End()); at += Align {
@@ -118,5 +118,63 @@ func TestTrustStoresPagedLogAgain(t *testing.T) {
 	}
 	if !bytes.Equal(m.b, before) {
 		t.Error("the log has changed")
+	}
+}
+
+// zeroFirst is memory of class paged that notes whether the padding was zero
+// before anything was stored again.
+type zeroFirst struct {
+	flushes
+	zeroed, early bool
+}
+
+func (m *zeroFirst) Zero(off, n int64) {
+	m.heapMemory.Zero(off, n)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.zeroed = true
+}
+
+func (m *zeroFirst) Write(off int64, p []byte) {
+	m.mu.Lock()
+	m.early = m.early || !m.zeroed
+	m.mu.Unlock()
+	m.flushes.Write(off, p)
+}
+
+// TestTrustZerosBeforeItStores: on an ordinary file all of the log is read and
+// stored again, by several goroutines: what was behind a padding's header before its
+// zeros must not come back.
+func TestTrustZerosBeforeItStores(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
+	const size, segment = 16 << 20, 3 << 20
+	m := &zeroFirst{flushes: flushes{heapMemory: heapMemory{make([]byte, size)}, lines: map[int64]int{}, stored: map[int64]bool{}}}
+	l := NewLog(m, 0, size, 0)
+	l.Reset(0, 0)
+	l.SetEpoch(testEpoch)
+	for range 6 {
+		if _, err := appendTo(l, 0, []Write{{0, make([]byte, segment-HeaderSize-RecordHeaderSize)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var h Header
+	if err := l.Ring().Header(5*segment, &h); err != nil || !h.Pad {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	pad := m.b[5*segment+HeaderSize:]
+	pad[len(pad)/2] = 9 // a kill came before the zeros
+	if err := l.Ring().Header(segment, &h); err != nil {
+		t.Fatal(err)
+	}
+	scan, err := ScanFrom(l.Ring(), testHistory(0), testEpoch.Node, segment, h.Prev, l.End(), nil)
+	if err != nil || scan.End != l.End() {
+		t.Fatalf("%+v, %v", scan, err)
+	}
+	m.paged, m.zeroed, m.early = true, false, false
+	if err := l.Trust(&scan); err != nil {
+		t.Fatal(err)
+	}
+	if m.early || !bytes.Equal(pad, make([]byte, len(pad))) {
+		t.Errorf("stored before it was zero: %v; %d behind the header", m.early, pad[len(pad)/2])
 	}
 }

@@ -141,6 +141,11 @@ func (r *Region) Publish() error {
 	if err := r.file.Sync(); err != nil {
 		return fmt.Errorf("pmem: publish %s: %w", r.path, err)
 	}
+	dir, err := os.Open(filepath.Dir(r.path)) // before there is a name that could not be made durable
+	if err != nil {
+		return fmt.Errorf("pmem: publish %s: %w", r.path, err)
+	}
+	defer dir.Close()
 	if err := r.link(); err != nil {
 		if errors.Is(err, fs.ErrExist) {
 			return existsError(r.path)
@@ -148,7 +153,10 @@ func (r *Region) Publish() error {
 		return fmt.Errorf("pmem: publish %s: %w", r.path, err)
 	}
 	r.unpublished, r.temporary = false, ""
-	return syncDir(filepath.Dir(r.path))
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("pmem: publish %s: it has its name, which may not outlast a power failure: %w", r.path, err)
+	}
+	return nil
 }
 
 // link gives the file its name and never replaces one.
@@ -175,16 +183,4 @@ func linkUnnamed(f *os.File, path string) error {
 		return unix.Linkat(int(f.Fd()), "", unix.AT_FDCWD, path, unix.AT_EMPTY_PATH)
 	}
 	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("pmem: sync directory: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("pmem: sync directory %s: %w", dir, err)
-	}
-	return nil
 }

@@ -78,18 +78,18 @@ func allocate(f *os.File, path string, size int64) error {
 func fillHoles(f *os.File, off, size int64) error {
 	zeros := make([]byte, 1<<20)
 	for off < size {
-		hole, err := unix.Seek(int(f.Fd()), off, unix.SEEK_HOLE)
+		hole, err := seek(f, off, unix.SEEK_HOLE, off) // past the end of a file that is shorter: all of the rest
 		if err != nil {
-			// Past the end of a file that is shorter: all of the rest.
-			hole = off
+			return err
 		}
 		if hole >= size {
 			return nil
 		}
-		end, err := unix.Seek(int(f.Fd()), hole, unix.SEEK_DATA)
-		if err != nil || end > size {
-			end = size
+		end, err := seek(f, hole, unix.SEEK_DATA, size)
+		if err != nil {
+			return err
 		}
+		end = min(end, size)
 		for hole < end {
 			n, err := f.WriteAt(zeros[:min(int64(len(zeros)), end-hole)], hole)
 			if err != nil {
@@ -100,6 +100,19 @@ func fillHoles(f *os.File, off, size int64) error {
 		off = end
 	}
 	return nil
+}
+
+// seek is where the next hole, or data, begins from off on; none where there is no
+// more of it. Any other error tells nothing about what the file holds.
+func seek(f *os.File, off int64, whence int, none int64) (at int64, err error) {
+	err = retry(func() (err error) {
+		at, err = unix.Seek(int(f.Fd()), off, whence)
+		return err
+	})
+	if errors.Is(err, unix.ENXIO) {
+		return none, nil
+	}
+	return at, err
 }
 
 // prefault makes every page of mem present, so that no store waits for a

@@ -146,7 +146,8 @@ func (e *ErrNotPrimary) Error() string {
 	return "this node is a secondary; the primary is " + e.Primary
 }
 
-// New makes a node's end of a pair. Start must follow.
+// New makes a node's end of a pair. Listen and Start must follow, and Close, also where
+// they fail.
 func New(node Node, cfg Config) *Pair {
 	p := &Pair{
 		cfg: cfg, node: node, log: cfg.Log,
@@ -176,23 +177,23 @@ func Timing(timeout time.Duration) (heartbeat, lease time.Duration) {
 	return timeout / 5, timeout / 2
 }
 
-// Start resumes the role that the region remembers, and looks for the peer.
-func (p *Pair) Start() error {
+// Listen takes the address of a node that has a peer: what most often keeps one
+// from starting, before anything of the region has changed.
+func (p *Pair) Listen() (err error) {
 	if p.cfg.Transport != nil {
-		ln, err := p.cfg.Transport.Listen(p.cfg.Listen)
-		if err != nil {
-			return err
-		}
-		p.ln = ln
-		p.wg.Go(p.accept)
+		p.ln, err = p.cfg.Transport.Listen(p.cfg.Listen)
 	}
+	return err
+}
+
+// Start resumes the role that the region remembers, and looks for the peer. A
+// node that has one listens already.
+func (p *Pair) Start() error {
 	if err := p.resume(); err != nil {
-		if p.ln != nil {
-			p.ln.Close()
-		}
-		p.cancel()
-		p.wg.Wait()
 		return err
+	}
+	if p.ln != nil {
+		p.wg.Go(p.accept)
 	}
 	p.wg.Go(p.run)
 	return nil
