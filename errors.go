@@ -35,6 +35,11 @@ var (
 	ErrNoLease = errors.New("not read: no peer in sync has answered within the read lease, and this node is not alone by decision: reconnect the peer, or continue alone")
 )
 
+// SizeError: a region cannot be created with such a size.
+type SizeError struct{ Path, Problem string }
+
+func (e *SizeError) Error() string { return e.Path + ": " + e.Problem }
+
 // DamageError: the journal is damaged below what was acknowledged.
 type DamageError = journal.DamageError
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -98,4 +99,32 @@ func TestInvalidMetadataIsNotWritten(t *testing.T) {
 	if err == nil || v.failed.Load() != nil || !bytes.Equal(mem.b[:2*metaArea], before) {
 		t.Errorf("%v", err)
 	}
+}
+
+// Nodes that are configured differently say so, both of them.
+func TestConfiguredDifferently(t *testing.T) {
+	t.Parallel()
+	a, b := pairInSync(t, testConfig{})
+	b.close()
+	b.opt.Ack, b.opt.OnPeerLoss = AckAsync, Alone
+	peer := *b.opt.Peer
+	peer.Timeout *= 2
+	b.opt.Peer = &peer
+	b.open()
+	for n, want := range map[*testNode]string{
+		a: "ack is both here and async there, on_peer_loss is block here and alone there, timeout is " + a.opt.Peer.Timeout.String() + " here",
+		b: "ack is async here and both there, on_peer_loss is alone here and block there, timeout is " + peer.Timeout.String() + " here",
+	} {
+		n.until("told so", func(s Status) bool {
+			return slices.ContainsFunc(s.Degraded, func(d string) bool {
+				return strings.HasPrefix(d, "the nodes are configured differently") && strings.Contains(d, want)
+			})
+		})
+	}
+	b.close()
+	b.opt = a.opt
+	peer.Timeout /= 2
+	b.opt.Peer = &peer
+	b.open()
+	a.until("alike", func(s Status) bool { return s.Peer == "in-sync" && len(s.Degraded) == 1 })
 }

@@ -30,6 +30,9 @@ type Status struct {
 	Acked     LSN            `json:"acked_lsn"`
 	Applied   LSN            `json:"applied_lsn"`
 	Ckpt      LSN            `json:"checkpoint_lsn"`
+	Waiting   bool           `json:"commits_waiting"`  // for the peer, on a primary
+	Failed    string         `json:"failed,omitempty"` // why persistence failed: nothing is acknowledged any more
+	Damaged   bool           `json:"journal_damaged"`  // below what was acknowledged
 	Degraded  []string       `json:"degraded"`
 	Resync    *Progress      `json:"resync,omitempty"`
 	Recovery  Recovery       `json:"recovery"`
@@ -71,7 +74,7 @@ func (v *Volume) Status() Status {
 		Path: v.path, Size: m.Size, Journal: m.Journal.Len, Class: v.mem.Class().String(),
 		Lineage: m.State.Lineage, Node: fmt.Sprintf("%016x", m.State.Node),
 		Role: v.pair.Role().String(), Peer: ps.Phase, Reason: ps.Reason, Transport: v.opt.transportName(), Lanes: ps.Lanes, Rule: string(ps.Rule),
-		Epoch: last.Epoch, Title: m.State.Title, Serving: v.pair.Serving(), Ack: AckBoth, OnLoss: Block,
+		Epoch: last.Epoch, Title: m.State.Title, Ack: AckBoth, OnLoss: Block,
 		Committed: v.journal.End(), Acked: v.acked(), Applied: v.Applied(), Ckpt: v.Checkpoint(),
 		Degraded: []string{}, Recovery: v.recovery,
 	}
@@ -91,15 +94,25 @@ func (v *Volume) Status() Status {
 	}
 	primary := v.pair.Role() == replicate.Primary
 	bad, unverified := v.bad.n.Load(), v.unverified.n.Load()
-	degraded(v.failed.Load() != nil, "persistence failed: %v", errOf(v.failed.Load()))
+	if err := errOf(v.failed.Load()); err != nil {
+		s.Failed = err.Error()
+	}
+	s.Serving = v.pair.Serving() && s.Failed == ""
+	s.Waiting = primary && (v.pair.Required() && ps.Phase != "in-sync" || !v.pair.Serving())
+	s.Damaged = (*node)(v).Damaged()
+	degraded(s.Failed != "", "persistence failed: %s", s.Failed)
 	degraded(v.mem.Class().String() == "emulated", "emulated memory: nothing survives a reboot")
 	degraded(v.opt.Peer == nil, "standalone: one copy only")
 	degraded(v.opt.Peer != nil && primary && !last.PeerIn, "alone: the peer is out since LSN %d", last.Start)
-	degraded(primary && (v.pair.Required() && ps.Phase != "in-sync" || !v.pair.Serving()), "commits wait for the peer")
+	degraded(s.Waiting, "commits wait for the peer")
 	degraded(last.Async, "async: a failover loses what the peer did not get yet")
-	degraded(v.opt.Peer != nil && ps.Phase != "in-sync", "peer %s: %s", ps.Phase, ps.Reason)
+	if v.opt.Peer != nil && ps.Phase != "in-sync" {
+		degraded(ps.Reason == "", "peer %s", ps.Phase)
+		degraded(ps.Reason != "", "peer %s: %s", ps.Phase, ps.Reason)
+	}
 	degraded(m.State.Resync != nil, "inconsistent: a full copy has not finished")
-	degraded((*node)(v).Damaged(), "journal damaged: %s", v.recovery.Damage)
+	degraded(ps.Differs != "", "the nodes are configured differently, and a failover changes what is in force: %s", ps.Differs)
+	degraded(s.Damaged, "journal damaged: %s", v.recovery.Damage)
 	degraded(bad > 0, "%d damaged blocks", bad)
 	degraded(unverified > 0, "%d blocks not compared with the peer since a crash", unverified)
 	pc := v.pair.Counters()

@@ -141,9 +141,9 @@ func Create(path string, o CreateOptions) (err error) {
 	}
 	switch {
 	case o.Size <= 0 || o.Size%blockSize != 0 || o.Size > 1<<46:
-		return fmt.Errorf("%s: size %d is not a positive multiple of %d bytes up to 64 TiB", path, o.Size, blockSize)
+		return &SizeError{path, fmt.Sprintf("size %d is not a positive multiple of %d bytes up to 64 TiB", o.Size, blockSize)}
 	case o.JournalSize < MinJournal || o.JournalSize%pmem.AreaAlign != 0 || o.JournalSize > 1<<40:
-		return fmt.Errorf("%s: journal size %d is not a multiple of %d bytes from %d to 1 TiB", path, o.JournalSize, pmem.AreaAlign, MinJournal)
+		return &SizeError{path, fmt.Sprintf("journal size %d is not a multiple of %d bytes from %d to 1 TiB", o.JournalSize, pmem.AreaAlign, MinJournal)}
 	}
 	if o.Accept == 0 {
 		o.Accept = pmem.Cacheline
@@ -305,7 +305,7 @@ func (v *Volume) takeUp() (err error) {
 	if err != nil {
 		return err
 	}
-	if v.damage != nil && cfg.Transport == nil && !v.opt.AcceptLoss {
+	if v.damageTo.Load() != 0 && cfg.Transport == nil && !v.opt.AcceptLoss {
 		return fmt.Errorf("%w; this region is opened without a peer: open it with its peer, restore it, or accept the loss of what lies behind the damage (serve --accept-loss)", v.damage)
 	}
 	v.pair = replicate.New((*node)(v), cfg)
@@ -327,7 +327,7 @@ func (v *Volume) takeUp() (err error) {
 	if err := v.pair.Start(); err != nil {
 		return err
 	}
-	if v.damage != nil && cfg.Transport == nil && v.pair.Role() == replicate.Primary {
+	if v.damageTo.Load() != 0 && cfg.Transport == nil && v.pair.Role() == replicate.Primary {
 		if err := v.pair.ContinueAlone(context.Background(), true); err != nil {
 			return err
 		}

@@ -323,9 +323,13 @@ func decideFork(a, b Side, f fork) Verdict {
 		}
 	}
 	if dropA == dropB || !f.newerA && !f.newerB {
+		way := "replace the region of the one that may go"
+		if a.End == f.common || b.End == f.common {
+			way = "demote the one that loses nothing"
+		}
 		return Verdict{Rule: RuleSplitBrain, From: f.common, Why: fmt.Sprintf(
-			"the logs forked at LSN %d: %s would lose %d bytes of log, %s %d; replace the region of the one that may go",
-			f.common, "this node", a.End-f.common, "the peer", b.End-f.common)}
+			"the logs forked at LSN %d: %s would lose %d bytes of log, %s %d; %s",
+			f.common, "this node", a.End-f.common, "the peer", b.End-f.common, way)}
 	}
 	if dropA {
 		return mirror(drop(b, a, f.common))

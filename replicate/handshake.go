@@ -28,6 +28,21 @@ func (p *Pair) side() Side {
 	}
 }
 
+func (p *Pair) policy() policy {
+	return policy{Async: p.cfg.Async, Alone: p.cfg.Alone, TimeoutNS: int64(p.cfg.Timeout)}
+}
+
+// noteDiffers notes in what the peer's configuration differs from this node's.
+func (p *Pair) noteDiffers(how string) {
+	p.mu.Lock()
+	news := how != p.differs
+	p.differs = how
+	p.mu.Unlock()
+	if news && how != "" {
+		p.log.Warn("the nodes are configured differently", zap.String("how", how))
+	}
+}
+
 // readFirst reads the first message of a connection that the peer made: a
 // hello, or that it is a lane, which is then served.
 func (s *session) readFirst() (lane bool, err error) {
@@ -69,7 +84,7 @@ func (s *session) takeHello(body []byte) error {
 	if h.Node == 0 || h.Session == 0 || h.End%journal.Align != 0 {
 		return &WireError{fmt.Sprintf("hello of node %x, session %x, LSN %d", h.Node, h.Session, h.End)}
 	}
-	s.peer, s.nonce = h.Side, h.Session
+	s.peer, s.nonce, s.policy = h.Side, h.Session, h.Policy
 	s.many = max(0, min(h.Lanes, s.p.cfg.Lanes, MaxLanes))
 	return nil
 }
@@ -124,7 +139,7 @@ func (p *Pair) handshake(s *session) error {
 	}
 	mine := p.side()
 	nonce := NewNodeID()
-	s.sendJSON(msgHello, hello{Side: mine, Session: nonce, Lanes: p.cfg.Lanes})
+	s.sendJSON(msgHello, hello{Side: mine, Session: nonce, Lanes: p.cfg.Lanes, Policy: p.policy()})
 	if s.dialed {
 		if err := s.readHello(); err != nil {
 			return err
@@ -136,6 +151,7 @@ func (p *Pair) handshake(s *session) error {
 	s.id = nonce ^ s.nonce | 1
 	s.established.Store(true)
 	theirs := s.peer
+	p.noteDiffers(p.policy().differs(s.policy))
 
 	common := Common(mine, theirs)
 	// Committers may be at work: the log's end and its chain are the owner's.
@@ -169,9 +185,10 @@ func (p *Pair) handshake(s *session) error {
 		return &WireError{fmt.Sprintf("decided %s at LSN %d here, %s at %d there: run the same release on both nodes", v.Rule, v.From, other.Rule, other.From)}
 	}
 	p.mu.Lock()
+	s.again = v.Action == Refuse && p.phase == phaseRefused && v == p.verdict
 	p.verdict = v
 	p.mu.Unlock()
-	p.log.Info("handshake", zap.String("rule", string(v.Rule)), zap.Uint64("from", uint64(v.From)),
+	p.log.Log(s.level(zap.InfoLevel), "handshake", zap.String("rule", string(v.Rule)), zap.Uint64("from", uint64(v.From)),
 		zap.Bool("source", v.Mine && v.Action >= Follow), zap.String("why", v.Why))
 
 	p.rival.Store(v.Action == Refuse && theirs.Role == Primary)

@@ -113,6 +113,7 @@ type Pair struct {
 	phase   phase
 	reason  string
 	verdict Verdict
+	differs string  // in what the peer is configured differently
 	wanted  []int64 // blocks to fetch from the peer
 	asked   []int64 // those that a session has asked for
 }

@@ -11,6 +11,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
@@ -30,11 +33,13 @@ type session struct {
 	peer Side
 	stop context.CancelCauseFunc // ends it
 
-	nonce uint64 // the peer's half of the id
-	many  int    // lanes that both ends want
-	lanes lanes
+	nonce  uint64 // the peer's half of the id
+	policy policy // the peer's
+	many   int    // lanes that both ends want
+	lanes  lanes
 
 	dialed      bool        // by this end
+	again       bool        // refused once more, as it was before
 	established atomic.Bool // the peer has answered: it knows of this session
 
 	// Receiving: bytes [r, w) of stage arrived and were not consumed.
@@ -80,6 +85,15 @@ func newSession(p *Pair, conn transport.Conn) *session {
 	s := &session{p: p, conn: conn, stage: make([]byte, stageSize), heard: p.now(), failed: make(chan struct{})}
 	s.lanes.s, s.lanes.changed.L = s, &s.lanes.mu
 	return s
+}
+
+// level is the level of what is logged of the session: what a refusal repeats is
+// not said again.
+func (s *session) level(l zapcore.Level) zapcore.Level {
+	if s.again {
+		return zap.DebugLevel
+	}
+	return l
 }
 
 // fail ends the session with its first error.

@@ -273,7 +273,7 @@ func (p *Pair) ended(s *session, err error) {
 	p.unpin()
 	p.failRepairs()
 	if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, context.Canceled) {
-		p.log.Warn("session ended", zap.Stringer("peer", s.conn.RemoteAddr()), zap.Error(err))
+		p.log.Log(s.level(zap.WarnLevel), "session ended", zap.Stringer("peer", s.conn.RemoteAddr()), zap.Error(err))
 	}
 	p.lost = s.heard
 	p.told = nil

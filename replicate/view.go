@@ -117,6 +117,8 @@ type Status struct {
 	Rule   Rule  // of the last handshake
 	Copied int64 // bytes of a full copy so far
 	Lanes  int   // connections for long segments that are up
+	// Differs is in what the peer is configured differently, as it said last.
+	Differs string
 }
 
 // Status is the pair's state now.
@@ -127,7 +129,7 @@ func (p *Pair) Status() Status {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Status{Phase: p.phase.String(), Reason: p.reason, Rule: p.verdict.Rule, Copied: p.copied.Load(), Lanes: int(up)}
+	return Status{Phase: p.phase.String(), Reason: p.reason, Rule: p.verdict.Rule, Copied: p.copied.Load(), Lanes: int(up), Differs: p.differs}
 }
 
 // Counters are the pair's counters.

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -167,6 +169,38 @@ type hello struct {
 	Side
 	Session uint64 `json:"session,string"`  // the sender's half of the session id
 	Lanes   int    `json:"lanes,omitempty"` // that the sender wants
+	Policy  policy `json:"policy"`          // as configured at the sender
+}
+
+// policy is what both nodes' configurations should say alike: what is in force
+// is the primary's, so a failover changes it where they do not.
+type policy struct {
+	Async     bool  `json:"async,omitempty"`
+	Alone     bool  `json:"alone,omitempty"`
+	TimeoutNS int64 `json:"timeout_ns"`
+}
+
+// differs says in what there differs from here; "" where it does not.
+func (here policy) differs(there policy) string {
+	if there.TimeoutNS == 0 {
+		return "" // it does not say
+	}
+	var all []string
+	say := func(what, here, there string) {
+		if here != there {
+			all = append(all, fmt.Sprintf("%s is %s here and %s there", what, here, there))
+		}
+	}
+	name := func(b bool, yes, no string) string {
+		if b {
+			return yes
+		}
+		return no
+	}
+	say("ack", name(here.Async, "async", "both"), name(there.Async, "async", "both"))
+	say("on_peer_loss", name(here.Alone, "alone", "block"), name(there.Alone, "alone", "block"))
+	say("timeout", time.Duration(here.TimeoutNS).String(), time.Duration(there.TimeoutNS).String())
+	return strings.Join(all, ", ")
 }
 
 // follow is the body of msgFollow.

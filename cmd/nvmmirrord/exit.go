@@ -46,6 +46,7 @@ func exitCode(err error) int {
 	var length *nvmmirror.LengthError
 	var dirty *nvmmirror.ShutdownError
 	var newer *nvmmirror.NewerError
+	var size *nvmmirror.SizeError
 	var damage *journal.DamageError
 	var wrong *config.Error
 	switch {
@@ -53,7 +54,7 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &coded):
 		return coded.code
-	case errors.As(err, &wrong), errors.As(err, &newer), errors.Is(err, nvmmirror.ErrNotRegion):
+	case errors.As(err, &wrong), errors.As(err, &newer), errors.As(err, &size), errors.Is(err, nvmmirror.ErrNotRegion):
 		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused

@@ -114,13 +114,13 @@ func TestCreateRefused(t *testing.T) {
 		{"16777216TiB", "2MiB", exitUsage, `"16777216TiB" is too large`},
 		{"99999999999999999999", "2MiB", exitUsage, `is not a size`},
 		{"4MiB", "lots", exitUsage, `"lots" is not a size`},
-		{"0", "2MiB", exitUsage, "--size is 0, not a positive multiple of 4KiB"},
-		{"5000", "2MiB", exitUsage, "--size is 5000, not a positive multiple of 4KiB"},
-		{"128TiB", "2MiB", exitUsage, "up to 64TiB"},
-		{"4MiB", "3MiB", exitUsage, "--journal-size is 3MiB, not a multiple of 2MiB"},
-		{"4MiB", "1MiB", exitUsage, "--journal-size is 1MiB, not a multiple of 2MiB"},
-		{"4MiB", "2TiB", exitUsage, "to 1TiB"},
-		{"4MiB", "0", exitUsage, "--journal-size is 0, not a multiple of 2MiB"},
+		{"0", "2MiB", exitUsage, "size 0 is not a positive multiple of 4096 bytes"},
+		{"5000", "2MiB", exitUsage, "size 5000 is not a positive multiple of 4096 bytes"},
+		{"128TiB", "2MiB", exitUsage, "up to 64 TiB"},
+		{"4MiB", "3MiB", exitUsage, "journal size 3145728 is not a multiple of 2097152 bytes"},
+		{"4MiB", "1MiB", exitUsage, "journal size 1048576 is not a multiple of 2097152 bytes"},
+		{"4MiB", "2TiB", exitUsage, "to 1 TiB"},
+		{"4MiB", "0", exitUsage, "--journal-size is 0"},
 	} {
 		fails(t, c.code, []string{"create", path, "--size", c.size, "--journal-size", c.journal, "--emulate"}, c.want)
 	}

@@ -26,6 +26,7 @@ var liveJournal admin.JournalFunc
 
 func newServeCommand() *cobra.Command {
 	var file string
+	var acceptLoss bool
 	level := zapcore.InfoLevel
 	cmd := &cobra.Command{
 		Use:   "serve --config FILE",
@@ -35,10 +36,11 @@ stop cleanly. No file sets the role: a new region is a secondary that waits to b
 promoted, or for a primary. A new region that is served without [peer] is the
 primary at once; one that was a pair's keeps its role.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), file, level) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), file, level, acceptLoss) },
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file, TOML (required)")
 	cmd.Flags().Var(&levelFlag{&level}, "log-level", "debug, info, warn or error")
+	cmd.Flags().BoolVar(&acceptLoss, "accept-loss", false, "open a region without [peer] also where its journal is damaged: what lies behind the damage is lost")
 	cmd.MarkFlagRequired("config") // the flag exists
 	return cmd
 }
@@ -61,7 +63,7 @@ func newLogger(level zapcore.Level) (*zap.Logger, error) {
 const readyTime = 5 * time.Second // for the daemon to answer itself
 
 // serve runs a node until ctx ends.
-func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
+func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss bool) (err error) {
 	cfg, err := config.Load(file)
 	if err != nil {
 		return err
@@ -93,7 +95,7 @@ func serve(ctx context.Context, file string, level zapcore.Level) (err error) {
 	}
 	defer l.Close()
 	opt := cfg.Options(peer)
-	opt.Logger = log
+	opt.Logger, opt.AcceptLoss = log, acceptLoss
 	v, err := nvmmirror.Open(cfg.Region, opt)
 	if err != nil {
 		return err

@@ -121,7 +121,7 @@ func (s *Server) read(w http.ResponseWriter, r *http.Request) error {
 	if errors.As(err, &fault) {
 		// A page that cannot be read is damage like any other, unless it ended
 		// the node: then the same error comes of every block.
-		if now := s.o.Volume.Status(); !degradedBy(&now, persistenceFailed) {
+		if now := s.o.Volume.Status(); now.Failed == "" {
 			return newError(KindDamage, "%v", err)
 		}
 	}

@@ -1,9 +1,6 @@
 package admin
 
 import (
-	"slices"
-	"strings"
-
 	"github.com/nvmmirror/nvmmirror"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
@@ -34,18 +31,6 @@ func truth(b bool) float64 {
 	}
 	return 0
 }
-
-// degradedBy is whether status lists a reason that begins so.
-func degradedBy(s st, reason string) bool {
-	return slices.ContainsFunc(s.Degraded, func(d string) bool { return strings.HasPrefix(d, reason) })
-}
-
-// The beginnings of reasons that have a metric of their own.
-const (
-	commitsWait       = "commits wait"
-	persistenceFailed = "persistence failed"
-	journalDamaged    = "journal damaged"
-)
 
 // peerStates are all that Status.Peer can be.
 var peerStates = []string{"none", "lost", "connected", "catching-up", "resyncing", "in-sync", "refused"}
@@ -81,9 +66,9 @@ var metrics = []metric{
 	gauge("title", "1 where the node holds the title.", func(s st, _ kc) float64 { return truth(s.Title) }),
 	gauge("serving", "1 on a primary that takes transactions; after a restart it looks for its peer first. Their commits may wait for it all the same: see nvmmirror_commits_waiting.", func(s st, _ kc) float64 { return truth(s.Serving) }),
 	gauge("in_sync", "1 where the peer is in sync.", func(s st, _ kc) float64 { return truth(s.Peer == "in-sync") }),
-	gauge("commits_waiting", "1 on a primary whose commits wait for the peer.", func(s st, _ kc) float64 { return truth(degradedBy(s, commitsWait)) }),
-	gauge("persistence_failed", "1 where this node acknowledges nothing until it is restarted.", func(s st, _ kc) float64 { return truth(degradedBy(s, persistenceFailed)) }),
-	gauge("journal_damaged", "1 where committed log is unreadable here.", func(s st, _ kc) float64 { return truth(degradedBy(s, journalDamaged)) }),
+	gauge("commits_waiting", "1 on a primary whose commits wait for the peer.", func(s st, _ kc) float64 { return truth(s.Waiting) }),
+	gauge("persistence_failed", "1 where this node acknowledges nothing until it is restarted.", func(s st, _ kc) float64 { return truth(s.Failed != "") }),
+	gauge("journal_damaged", "1 where committed log is unreadable here.", func(s st, _ kc) float64 { return truth(s.Damaged) }),
 	gauge("resync_done_bytes", "Bytes of a full copy that is under way; 0 where none is.", func(s st, _ kc) float64 { return float64(resync(s).Done) }),
 	gauge("resync_total_bytes", "What a full copy that is under way has to copy; 0 where none is.", func(s st, _ kc) float64 { return float64(resync(s).Total) }),
 	gauge("connections", "Connections for long transactions that are up.", func(s st, _ kc) float64 { return float64(s.Lanes) }),
