@@ -280,7 +280,10 @@ func (s *sink) Progress() (acked, limit LSN) {
 	if s.pair == nil {
 		return 0, 0
 	}
-	return s.pair.Progress()
+	if acked, limit = s.pair.Progress(); acked < s.journal.End() {
+		(*Volume)(s).ahead()
+	}
+	return acked, limit
 }
 
 func (s *sink) Apply(upTo LSN) error { return (*Volume)(s).apply(upTo) }

@@ -145,7 +145,7 @@ func (v *Volume) redoPart(of part, from, upTo LSN, sums []uint32) (chain uint32,
 		if err := journal.CheckSum(&h, crc); err != nil {
 			return 0, fmt.Errorf("the journal changed after it was written: %w", err)
 		}
-		if sums, err = v.applyRecords(&h, body, sums, of); err != nil {
+		if sums, err = v.applyRecords(&h, body, sums, of, false); err != nil {
 			return 0, err
 		}
 	}

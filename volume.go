@@ -71,6 +71,8 @@ type Volume struct {
 	blockSums  []uint32 // of the segment that is being applied: the log's owner's
 	dirty      blockSet // changed above the checkpoint
 	spare      blockSet // empty; the checkpoint's
+	looked     LSN      // the log's end when its owner looked last whether to ask for blocks ahead
+	asked      LSN      // the end of the segment for which it has
 	unverified marks
 	bad        marks
 	badAsked   int64          // where compareUnverified goes on: the checkpointer's

@@ -140,6 +140,15 @@ func (l *Log) Place(lsn LSN, p []byte) {
 	l.mem.Flush(off, int64(len(p)))
 }
 
+// Warm asks the CPU for the lines in which the first n bytes from lsn on will be
+// placed, without waiting for them.
+func (l *Log) Warm(lsn LSN, n int) {
+	p := l.ring.pos(lsn)
+	for end := min(p+n, len(l.ring.Bytes)); p < end; p += pmem.LineSize {
+		pmem.Prefetch(&l.ring.Bytes[p])
+	}
+}
+
 // Window is the ring's memory for n bytes from lsn on, to receive into. What
 // arrived there needs a Flush.
 func (l *Log) Window(lsn LSN, n int) []byte {

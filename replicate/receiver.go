@@ -46,6 +46,7 @@ type receiver struct {
 	segNext journal.LSN // where its next piece goes; 0: none under way
 	segCRC  uint32      // of the body so far
 
+	length   int    // of the last segment that was its own frame: the next is likely as long
 	body     []byte // of a message; no one keeps it
 	history  journal.History
 	skipping bool // a checksum failed: ignore everything until log from end on
@@ -99,6 +100,8 @@ func (r *receiver) run() (err error) {
 		poll, long := r.p.cfg.BusyPoll, len(r.order) > 0
 		if long || r.next == slept {
 			poll = 0 // the lanes take longer, and want the processor; heartbeats come alone
+		} else {
+			r.log.Warm(r.next, r.length) // the primary is at work on what comes there
 		}
 		slept = r.next
 		n, err = s.readUnless(&s.lanes.news, poll, long, s.room())
@@ -276,6 +279,7 @@ func (r *receiver) segment(p []byte) error {
 		r.arrived(&h)
 		return nil
 	}
+	r.length = n
 	// What has been staged is copied, the rest is received into its place.
 	staged := min(n, len(p))
 	r.log.Place(h.LSN, p[:staged])
