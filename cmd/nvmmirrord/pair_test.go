@@ -95,6 +95,22 @@ func TestPair(t *testing.T) {
 	}
 }
 
+// What makes a primary go on that waits for its peer is not promote.
+func TestPromoteOfAWaitingPrimary(t *testing.T) {
+	t.Parallel()
+	a, b := inSync(t, "")
+	for _, n := range []*node{a, b} {
+		if code := n.stop(syscall.SIGTERM); code != exitDone {
+			t.Errorf("%s: exit %d", n.name, code)
+		}
+		n.cmd = nil
+	}
+	a.start()
+	a.fails(exitRefused, []string{"promote"}, "it was the primary before", "continue-alone")
+	a.must("continue-alone", "--force")
+	a.must("promote")
+}
+
 // A writer that runs until the primary is killed; then the survivor, promoted
 // by its title, holds all that was acknowledged.
 func TestKillPrimary(t *testing.T) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -39,6 +40,9 @@ two split.`,
 			return err
 		}
 		say(cmd, s)
+		if !s.Serving {
+			return &exitError{exitRefused, errors.New("it was the primary before, and waits for its peer: connect that, or go on without it by continue-alone")}
+		}
 		return nil
 	})
 	cmd.Flags().BoolVar(&force, "force", false, "even where that could lose data")
