@@ -63,7 +63,7 @@ const maxFindings = 1000
 
 // Check verifies a closed region, or a copy of one, without changing a byte of
 // it: metadata, length, each segment of the live journal, each block against
-// the block table. An error says that it could not be checked: [ErrNotRegion],
+// the block table, and what the kernel knows of the device's bad blocks. An error says that it could not be checked: [ErrNotRegion],
 // a [*NewerError], [ErrInUse]; damage is in the report.
 func Check(path string) (*CheckReport, error) {
 	v, s, err := openSubject(path)
@@ -74,7 +74,8 @@ func Check(path string) (*CheckReport, error) {
 	if s.ins.InUse {
 		return nil, &pmem.InUseError{Path: path}
 	}
-	report, err := s.check(isDevice(path))
+	bad, _, badErr := pmem.BadBlocks(path)
+	report, err := s.check(isDevice(path), bad, badErr)
 	if v.InUse() {
 		// Someone opened it meanwhile: what was read is of no one moment.
 		return nil, &pmem.InUseError{Path: path}
@@ -85,9 +86,16 @@ func Check(path string) (*CheckReport, error) {
 	return report, nil
 }
 
-// check checks all of it. A device may be longer than the region on it.
-func (s *subject) check(device bool) (*CheckReport, error) {
+// check checks all of it. A device may be longer than the region on it. bad are the
+// ranges that the kernel knows to be unreadable.
+func (s *subject) check(device bool, bad []pmem.Range, badErr error) (*CheckReport, error) {
 	c := &checker{subject: s, report: &CheckReport{Findings: []Finding{}}, device: device}
+	for _, r := range bad {
+		c.damage("file", r.Offset, "%d bytes from here on cannot be read, as the kernel knows (ndctl list --media-errors): put the region on sound memory, and let the peer fill it", r.Length)
+	}
+	if badErr != nil {
+		c.note("file", 0, "whether the device has bad blocks is not known: %v", badErr)
+	}
 	err := c.run()
 	r := c.report
 	r.Inspection = s.ins

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
@@ -208,5 +209,19 @@ func TestCheckPadding(t *testing.T) {
 	}
 	if image[pad+100] != 0 {
 		t.Error("recovery left it")
+	}
+}
+
+// What the kernel knows to be unreadable is damage, also where nothing reads it.
+func TestCheckBadBlocks(t *testing.T) {
+	c := makeCrashed(t)
+	s := &subject{view: newHeapMemory(c.clean), mem: c.clean, ins: Inspection{Length: int64(len(c.clean))}}
+	r, err := s.check(false, []pmem.Range{{Offset: 8192, Length: 512}}, nil)
+	if err != nil || !r.Damaged || len(r.Findings) != 1 || r.Findings[0].Offset != 8192 || !strings.Contains(r.Findings[0].Problem, "512 bytes") {
+		t.Errorf("%v, %+v", err, r)
+	}
+	r, err = s.check(false, nil, errors.New("no permission"))
+	if err != nil || r.Damaged || r.Verdict != Sound || len(r.Findings) != 1 {
+		t.Errorf("%v, %+v", err, r)
 	}
 }

@@ -160,7 +160,7 @@ func blockContent(v *Volume) (data []byte, bad map[int64]bool) {
 // checkImage is Check of a region on the heap.
 func checkImage(mem []byte) (*CheckReport, error) {
 	s := &subject{view: newHeapMemory(mem), mem: mem, ins: Inspection{Path: "heap", Class: pmem.Emulated.String(), Length: int64(len(mem))}}
-	return s.check(false)
+	return s.check(false, nil, nil)
 }
 
 // writeRegion puts an image into a file on tmpfs.
