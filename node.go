@@ -280,8 +280,8 @@ func (s *sink) Progress() (acked, limit LSN) {
 	if s.pair == nil {
 		return 0, 0
 	}
-	if acked, limit = s.pair.Progress(); acked < s.journal.End() {
-		(*Volume)(s).ahead()
+	if acked, limit = s.pair.Progress(); acked < s.journal.End() && s.pair.Serving() {
+		(*Volume)(s).ahead() // else a session applies
 	}
 	return acked, limit
 }

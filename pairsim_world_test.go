@@ -274,6 +274,7 @@ func (w *simPair) calm(limit time.Duration, ok func() bool) bool {
 		case time.Now().After(end):
 			return false
 		}
+		w.settle() // ok may have begun something
 		w.stats.steps++
 		if !w.step(true) {
 			w.sleep(w.timeout / 20)

@@ -214,7 +214,7 @@ func (p *Pair) handshake(s *session) error {
 		}
 		return errAgain
 	}
-	if _, ok := p.untilAlone(); ok && p.looking {
+	if _, ok := p.untilAlone(); ok && p.looking.Load() {
 		if err := p.goWithout("the peer is refused, and no primary"); err != nil {
 			return err
 		}

@@ -101,9 +101,9 @@ type Pair struct {
 	wantTitle atomic.Bool          // a promotion waits for the title
 	claim     atomic.Pointer[call] // a promotion of a blank node, for the session to do
 	serving   atomic.Bool
+	looking   atomic.Bool   // a restarted primary that needs nobody: it looks for its peer first
 	rival     atomic.Bool   // the last handshake was refused, and the peer was primary
 	fresh     bool          // a primary that has not minted an epoch since it started
-	looking   bool          // one that needs nobody: it looks for its peer first
 	sessions  int           // so far
 	unsound   journal.LSN   // log below is not sent: it is damaged here
 	lost      time.Duration // by now(); when the peer was last heard of

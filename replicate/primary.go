@@ -19,7 +19,7 @@ const joinWithin = 256 << 10
 // lead ships the log to a follower: blocks first where the journal does not
 // reach, then the log, then it joins. It returns when the session ends.
 func (p *Pair) lead(s *session, mine Side, v Verdict) error {
-	if _, ok := p.untilAlone(); ok && (v.Full || p.looking) {
+	if _, ok := p.untilAlone(); ok && (v.Full || p.looking.Load()) {
 		// What the peer lacks may take long, and until it has it this peer
 		// protects nothing.
 		if err := p.goWithout("the peer has to catch up"); err != nil {
@@ -298,7 +298,8 @@ func (p *Pair) join(s *session) error {
 	}
 	st = p.node.State()
 	p.node.Log().SetEpoch(st.History.Last().Epoch)
-	p.fresh, p.looking = false, false
+	p.fresh = false
+	p.looking.Store(false)
 	// From here on nothing may be acknowledged without the peer. Where this
 	// node held the title, the peer cannot be promoted before it has answered
 	// this, and then waits the lease out: so the lease may begin before the

@@ -52,7 +52,8 @@ func (p *Pair) mint(peerIn bool, more func(*State)) error {
 	last := p.node.State().History.Last()
 	p.node.Log().SetEpoch(last.Epoch)
 	p.required.Store(last.BothIn())
-	p.fresh, p.looking = false, false
+	p.fresh = false
+	p.looking.Store(false)
 	return nil
 }
 
@@ -110,7 +111,8 @@ func (p *Pair) resume() error {
 	case p.cfg.Transport != nil:
 		// It needs nobody, but its peer may have been promoted by force, or
 		// hold log that this node lost.
-		p.fresh, p.looking = true, true
+		p.fresh = true
+		p.looking.Store(true)
 	default:
 		return p.goOn()
 	}
@@ -137,7 +139,7 @@ func (p *Pair) goOn() error {
 // without it; ok is false where it does not.
 func (p *Pair) untilAlone() (d time.Duration, ok bool) {
 	st := p.node.State()
-	may := p.looking && !p.rival.Load() || p.required.Load() && st.Alone && st.Title
+	may := !p.rival.Load() && (p.looking.Load() || p.required.Load() && st.Alone && st.Title)
 	if !may || st.Role != Primary || p.node.Damaged() || p.node.Failed() != nil {
 		return 0, false
 	}
@@ -146,7 +148,7 @@ func (p *Pair) untilAlone() (d time.Duration, ok bool) {
 
 // goWithout is what untilAlone waits for.
 func (p *Pair) goWithout(why string) error {
-	if !p.looking {
+	if !p.looking.Load() {
 		return p.goAlone(why)
 	}
 	c := p.node.Committer()
@@ -440,7 +442,8 @@ func (p *Pair) stepDownLocked() error {
 	p.required.Store(false)
 	p.serving.Store(false)
 	p.readied.Do(func() { close(p.ready) })
-	p.fresh, p.looking = false, false
+	p.fresh = false
+	p.looking.Store(false)
 	p.node.Committer().Close(p.notPrimary(), fmt.Errorf("this node is no longer primary"))
 	p.log.Info("secondary")
 	return nil
