@@ -151,20 +151,23 @@ func (v *Volume) ahead() {
 	v.asked = end
 	segment := ring.Raw(at, int(h.Length))
 	ask(segment)
+	left := askAtMost / blockSize
 	for records := journal.NewRecords(segment[journal.HeaderSize:]); ; {
 		rec, ok, err := records.Next()
 		if !ok || err != nil || v.inRange(rec.Off, len(rec.Data)) != nil {
 			return
 		}
 		for b := rec.Off / blockSize; b*blockSize < rec.Off+int64(len(rec.Data)); b++ {
+			if left--; left < 0 {
+				return
+			}
 			ask(v.mem.Bytes()[v.table.area.Off+b*tableEntry:][:tableEntry])
 			ask(v.block(b))
 		}
 	}
 }
 
-// askAtMost is how many bytes of log, and about how many of blocks, are asked for
-// ahead.
+// askAtMost is how many bytes of log, and how many of blocks, are asked for ahead.
 const askAtMost = 8 << 10
 
 func ask(p []byte) {

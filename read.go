@@ -121,13 +121,9 @@ func (v *Volume) readable() error {
 // repair fetches a block from the peer, once: where the peer's block is of
 // another moment, nothing has changed when it returns.
 func (v *Volume) repair(b int64) error {
-	v.applyMu.Lock()
-	if e, ok := v.table.get(b); ok && crc32c.Sum(v.block(b)) == e.crc {
-		v.applyMu.Unlock()
-		return nil // rewritten meanwhile
+	if bad, err := v.judge(b); err != nil || !bad {
+		return err
 	}
-	v.noteBad(b, "checksum does not match")
-	v.applyMu.Unlock()
 	done := v.request(b)
 	t := time.NewTimer(v.opt.timeout())
 	defer t.Stop()
@@ -139,6 +135,19 @@ func (v *Volume) repair(b int64) error {
 	case <-t.C:
 		return fmt.Errorf("the peer did not answer within %v", v.opt.timeout())
 	}
+}
+
+// judge notes a block that a reader has found damaged, unless it has been
+// rewritten meanwhile.
+func (v *Volume) judge(b int64) (bad bool, err error) {
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	if e, ok := v.table.get(b); ok && crc32c.Sum(v.block(b)) == e.crc {
+		return false, nil
+	}
+	v.noteBad(b, "checksum does not match")
+	return true, nil
 }
 
 // request asks the peer for a block. The channel gets what came of it.

@@ -96,7 +96,10 @@ func (v *Volume) ready(ctx context.Context) error {
 	if v.pair.Role() != replicate.Primary {
 		return v.pair.NotPrimary() // who is, was not known when it stepped back
 	}
-	return v.pair.AwaitServing(ctx)
+	if err := v.pair.AwaitServing(ctx); err != nil {
+		return err
+	}
+	return errOf(v.failed.Load()) // then it never will
 }
 
 func (v *Volume) inRange(off int64, n int) error {

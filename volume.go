@@ -329,7 +329,9 @@ func (v *Volume) takeUp() (err error) {
 	if err := v.pair.Start(); err != nil {
 		return err
 	}
-	if v.damageTo.Load() != 0 && cfg.Transport == nil && v.pair.Role() == replicate.Primary {
+	// Where a peer is required that may have been promoted, that is not accepted
+	// as well: the node waits for an operator.
+	if v.damageTo.Load() != 0 && cfg.Transport == nil && v.pair.Role() == replicate.Primary && (v.meta.State.Title || !v.pair.Required()) {
 		if err := v.pair.ContinueAlone(context.Background(), true); err != nil {
 			return err
 		}
@@ -402,6 +404,9 @@ func (v *Volume) fail(err error) error {
 		return nil
 	}
 	if final := err; v.failed.CompareAndSwap(nil, &final) {
+		if v.pair != nil {
+			v.pair.Failed()
+		}
 		v.log.Error("persistence failed; this node acknowledges nothing until it is restarted", zap.String("region", v.path), zap.Error(err))
 	}
 	return err

@@ -191,7 +191,7 @@ func (p *Pair) handshake(s *session) error {
 	p.log.Log(s.level(zap.InfoLevel), "handshake", zap.String("rule", string(v.Rule)), zap.Uint64("from", uint64(v.From)),
 		zap.Bool("source", v.Mine && v.Action >= Follow), zap.String("why", v.Why))
 
-	p.rival.Store(v.Action == Refuse && theirs.Role == Primary)
+	p.rival.Store(theirs.Role == Primary && !(v.Mine && v.Action == Follow)) // also until its log is followed
 	switch v.Action {
 	case Idle:
 		return p.idle(s, mine, v)

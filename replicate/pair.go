@@ -102,7 +102,7 @@ type Pair struct {
 	claim     atomic.Pointer[call] // a promotion of a blank node, for the session to do
 	serving   atomic.Bool
 	looking   atomic.Bool   // a restarted primary that needs nobody: it looks for its peer first
-	rival     atomic.Bool   // the last handshake was refused, and the peer was primary
+	rival     atomic.Bool   // the peer was another primary at the last handshake
 	fresh     bool          // a primary that has not minted an epoch since it started
 	sessions  int           // so far
 	unsound   journal.LSN   // log below is not sent: it is damaged here

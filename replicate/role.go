@@ -155,7 +155,10 @@ func (p *Pair) goWithout(why string) error {
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
 	}
-	err := p.goOn()
+	err := p.notPrimary()
+	if p.node.State().Role == Primary { // not demoted meanwhile
+		err = p.goOn()
+	}
 	c.Release()
 	if err == nil {
 		p.log.Info("primary", zap.String("why", why), zap.Stringer("epoch", p.node.State().History.Last().Epoch))

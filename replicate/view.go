@@ -72,6 +72,9 @@ func (p *Pair) Leased() bool {
 // refused.
 func (p *Pair) Serving() bool { return p.serving.Load() }
 
+// Failed ends the wait of those who wait for a node to serve that will not.
+func (p *Pair) Failed() { p.readied.Do(func() { close(p.ready) }) }
+
 // AwaitServing waits until a primary that was restarted serves: until its peer
 // has been heard, or it goes on alone by decision. It returns at once on a
 // secondary.
