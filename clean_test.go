@@ -76,8 +76,8 @@ func TestFailedStartStaysClean(t *testing.T) {
 	}
 }
 
-// A standalone region with damage in its journal opens where the loss is accepted:
-// with what was committed before the damage.
+// A standalone region with damage in its journal opens where the loss is accepted,
+// and serves.
 func TestAcceptLossStandalone(t *testing.T) {
 	c := makeCrashed(t)
 	path := filepath.Join(shm(t), "r")

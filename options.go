@@ -41,7 +41,8 @@ type Options struct {
 	Logger     *zap.Logger
 	// AcceptLoss opens a standalone region also where its journal is damaged
 	// below what was acknowledged: what lies behind the damage is lost. Else
-	// Open fails with a [*DamageError].
+	// Open fails with a [*DamageError]. A primary whose peer is required, and may
+	// have been promoted, then waits for ContinueAlone.
 	AcceptLoss bool
 
 	// Of a simulated node; nil: CLOCK_BOOTTIME, the kernel's.

@@ -106,9 +106,14 @@ func TestFailedNodeLeavesTheSession(t *testing.T) {
 					n, other = b, a
 				}
 				n.fail(why)
-				other.until("told", func(s Status) bool {
+				told := func(s Status) bool {
 					return s.Peer != "in-sync" && s.Reason == "the peer ended the session: "+why.Error()
-				})
+				}
+				other.until("told", told)
+				b.wire.link.set(true)
+				other.until("another reason", func(s Status) bool { return !told(s) })
+				b.wire.link.set(false)
+				other.until("told in the place of a hello", told)
 				if other == a && ack == AckBoth {
 					ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 					defer cancel()
@@ -153,71 +158,5 @@ func TestAloneBesideAFullCopy(t *testing.T) {
 		a.wire.setChop(0, 0)
 		a.inSync()
 		identical(t, a, b)
-	}
-}
-
-// A primary in async mode dies, its peer is promoted by force, and it comes back:
-// it looks for its peer before it serves, and follows.
-func TestAsyncPrimaryLooksForItsPeer(t *testing.T) {
-	t.Parallel()
-	a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
-	commit(t, a, 0, []byte("before"))
-	b.until("level", func(s Status) bool { return s.Applied >= a.Status().Committed })
-	a.crash()
-	b.promote(true)
-	commit(t, b, blockSize, []byte("meanwhile"))
-	a.open()
-	b.inSync()
-	a.roleIs("secondary")
-	identical(t, b, a)
-}
-
-// The same, but both have acknowledged what the other lacks: the one that comes back
-// does not serve beside the other until it is told to, by force.
-func TestAsyncPrimaryBesideAnother(t *testing.T) {
-	t.Parallel()
-	a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
-	b.wire.link.set(true)
-	a.peerIs("lost")
-	commit(t, a, 0, []byte("of a alone"))
-	a.close()
-	b.promote(true)
-	commit(t, b, 0, []byte("of b alone"))
-	b.wire.link.set(false)
-	a.open()
-	s := a.until("refused", func(s Status) bool { return s.Rule == string(replicate.RuleSplitBrain) })
-	refused(t, "continue-alone beside another primary", a.ContinueAlone(context.Background(), false))
-	if s.Serving || a.Status().Serving {
-		t.Fatal("serves beside another primary")
-	}
-	if err := a.ContinueAlone(context.Background(), true); err != nil || !a.Status().Serving {
-		t.Fatalf("by force: %v, %+v", err, a.Status())
-	}
-}
-
-// Where its peer does not answer, and where it is no primary, a primary that needs
-// nobody goes on after a restart.
-func TestAsyncPrimaryGoesOn(t *testing.T) {
-	t.Parallel()
-	for _, there := range []bool{false, true} {
-		c := testConfig{opt: Options{Ack: AckAsync}, size: 32 << 20}
-		if there {
-			c.timeout = 5 * time.Second
-		}
-		a, b := pairInSync(t, c)
-		for range 3 * MinJournal / (100 << 10) { // the journal does not reach back
-			commit(t, a, 0, make([]byte, 100<<10))
-		}
-		a.close()
-		replace(t, b)
-		a.wire.setChop(16<<10, 5*time.Millisecond)
-		if there {
-			b.open()
-		}
-		a.open()
-		commit(t, a, 0, []byte("after"))
-		if there {
-			a.peerIs("resyncing")
-		}
 	}
 }

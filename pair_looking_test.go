@@ -12,6 +12,79 @@ import (
 	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
+// overtaken is a pair in async mode whose primary has died without anything that its
+// peer lacks; that was promoted by force and went on.
+func overtaken(t *testing.T) (a, b *testNode) {
+	a, b = pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
+	commit(t, a, 0, []byte("before"))
+	b.until("level", func(s Status) bool { return s.Applied >= a.Status().Committed })
+	a.crash()
+	b.promote(true)
+	commit(t, b, blockSize, []byte("meanwhile"))
+	return a, b
+}
+
+// A primary in async mode dies, its peer is promoted by force, and it comes back:
+// it looks for its peer before it serves, and follows.
+func TestAsyncPrimaryLooksForItsPeer(t *testing.T) {
+	t.Parallel()
+	a, b := overtaken(t)
+	a.open()
+	b.inSync()
+	a.roleIs("secondary")
+	identical(t, b, a)
+}
+
+// The same, but both have acknowledged what the other lacks: the one that comes back
+// does not serve beside the other until it is told to, by force.
+func TestAsyncPrimaryBesideAnother(t *testing.T) {
+	t.Parallel()
+	a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
+	b.wire.link.set(true)
+	a.peerIs("lost")
+	commit(t, a, 0, []byte("of a alone"))
+	a.close()
+	b.promote(true)
+	commit(t, b, 0, []byte("of b alone"))
+	b.wire.link.set(false)
+	a.open()
+	s := a.until("refused", func(s Status) bool { return s.Rule == string(replicate.RuleSplitBrain) })
+	refused(t, "continue-alone beside another primary", a.ContinueAlone(context.Background(), false))
+	if s.Serving || a.Status().Serving {
+		t.Fatal("serves beside another primary")
+	}
+	if err := a.ContinueAlone(context.Background(), true); err != nil || !a.Status().Serving {
+		t.Fatalf("by force: %v, %+v", err, a.Status())
+	}
+}
+
+// Where its peer does not answer, and where it is no primary, a primary that needs
+// nobody goes on after a restart.
+func TestAsyncPrimaryGoesOn(t *testing.T) {
+	t.Parallel()
+	for _, there := range []bool{false, true} {
+		c := testConfig{opt: Options{Ack: AckAsync}, size: 32 << 20}
+		if there {
+			c.timeout = 5 * time.Second
+		}
+		a, b := pairInSync(t, c)
+		for range 3 * MinJournal / (100 << 10) { // the journal does not reach back
+			commit(t, a, 0, make([]byte, 100<<10))
+		}
+		a.close()
+		replace(t, b)
+		a.wire.setChop(16<<10, 5*time.Millisecond)
+		if there {
+			b.open()
+		}
+		a.open()
+		commit(t, a, 0, []byte("after"))
+		if there {
+			a.peerIs("resyncing")
+		}
+	}
+}
+
 // A primary that looks for its peer is demoted as its time is over.
 func TestDemoteWhileLooking(t *testing.T) {
 	t.Parallel()
@@ -39,12 +112,7 @@ func TestDemoteWhileLooking(t *testing.T) {
 // does: it does not serve beside that.
 func TestLostBeforeItFollows(t *testing.T) {
 	t.Parallel()
-	a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
-	commit(t, a, 0, []byte("before"))
-	b.until("level", func(s Status) bool { return s.Applied >= a.Status().Committed })
-	a.crash()
-	b.promote(true)
-	commit(t, b, blockSize, []byte("meanwhile"))
+	a, b := overtaken(t)
 	var cut atomic.Bool
 	b.wire.setCorrupt(func(out []byte) int {
 		i := bytes.Index(out, []byte(`"lease_ns"`))

@@ -151,15 +151,7 @@ func (p *Pair) goWithout(why string) error {
 	if !p.looking.Load() {
 		return p.goAlone(why)
 	}
-	c := p.node.Committer()
-	if err := c.Acquire(p.ctx); err != nil {
-		return err
-	}
-	err := p.notPrimary()
-	if p.node.State().Role == Primary { // not demoted meanwhile
-		err = p.goOn()
-	}
-	c.Release()
+	err := p.asPrimary(p.goOn)
 	if err == nil {
 		p.log.Info("primary", zap.String("why", why), zap.Stringer("epoch", p.node.State().History.Last().Epoch))
 	}
@@ -169,25 +161,34 @@ func (p *Pair) goWithout(why string) error {
 // goAlone records durably that the peer is out, then acknowledges without it.
 // It runs between sessions, or where the session has shipped nothing yet.
 func (p *Pair) goAlone(why string) error {
+	err := p.asPrimary(func() error {
+		if err := p.mint(false, func(st *State) { st.Title = true }); err != nil {
+			return err
+		}
+		return p.serve()
+	})
+	if err == nil {
+		p.log.Warn("alone: the peer is out", zap.String("why", why), zap.Stringer("epoch", p.node.State().History.Last().Epoch))
+	}
+	return err
+}
+
+// asPrimary runs f with the committer's role, unless the node has been demoted
+// meanwhile, and drives what waited for it.
+func (p *Pair) asPrimary(f func() error) error {
 	c := p.node.Committer()
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
 	}
-	if p.node.State().Role != Primary {
-		c.Release()
-		return p.notPrimary()
-	}
-	err := p.mint(false, func(st *State) { st.Title = true })
-	if err == nil {
-		err = p.serve()
+	err := p.notPrimary()
+	if p.node.State().Role == Primary {
+		err = f()
 	}
 	c.Release()
-	if err != nil {
-		return err
+	if err == nil {
+		c.Tick()
 	}
-	c.Tick()
-	p.log.Warn("alone: the peer is out", zap.String("why", why), zap.Stringer("epoch", p.node.State().History.Last().Epoch))
-	return nil
+	return err
 }
 
 // ContinueAlone makes a primary that waits for its lost peer go on without
