@@ -190,10 +190,15 @@ func (r *Records) Next() (rec Record, ok bool, err error) {
 }
 
 func (r *Records) finish() error {
-	for _, b := range r.rest {
-		if b != 0 {
-			return &FormatError{Kind: BadField, Detail: "bytes behind the last record"}
-		}
+	b, other := r.rest, uint64(0)
+	for ; len(b) >= 8; b = b[8:] {
+		other |= binary.LittleEndian.Uint64(b)
+	}
+	for _, c := range b {
+		other |= uint64(c)
+	}
+	if other != 0 {
+		return &FormatError{Kind: BadField, Detail: "bytes behind the last record"}
 	}
 	return nil
 }
