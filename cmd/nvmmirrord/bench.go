@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror/internal/bench"
 )
@@ -36,6 +39,12 @@ func benchProgram() ([]string, error) {
 }
 
 const placements = "apart (each its half), together (both on one) or free (the scheduler's choice)"
+
+// benchContext ends where the terminal is closed, too: regions that are left
+// behind are memory.
+func benchContext(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(cmd.Context(), unix.SIGHUP)
+}
 
 // benchError makes an option that was refused one of usage.
 func benchError(err error) error {

@@ -25,11 +25,13 @@ one thread at each end and no other work, and a stream. The ratio of the two is
 what the mirror costs. At the end both regions are compared, byte for byte.
 
 A busy machine changes both, and the ratio less. The floor polls where the pair
-does, and sleeps with --poll off; its stream always sleeps. Both are placed on
-the same processors: a wake-up on one processor and one across two differ by
-more than all that the mirror does. Where --placement leaves it to the
-scheduler, tails have no ratio. The regions go to a directory that is removed
-again.`,
+does, and sleeps with --poll off or where both ends share a processor; its stream
+always sleeps. Both are placed on the same processors: a wake-up on one processor
+and one across two differ by more than all that the mirror does. Where --placement
+leaves it to the scheduler, tails have no ratio; with several committers latencies
+have none, since the floor has one message outstanding. With --ack async, rate and
+CPU time hold the time until all is mirrored. The regions go to a directory that
+is removed again.`,
 		Args: cobra.NoArgs,
 	}
 	out := outputFlag(cmd)
@@ -41,7 +43,9 @@ again.`,
 		if o.Program, err = benchProgram(); err != nil {
 			return err
 		}
-		r, err := bench.Commit(cmd.Context(), o)
+		ctx, stop := benchContext(cmd)
+		defer stop()
+		r, err := bench.Commit(ctx, o)
 		if err != nil {
 			return benchError(err)
 		}
@@ -60,7 +64,7 @@ again.`,
 	f.StringVar(&placement, "placement", string(bench.Auto), "of the nodes and the floor on processors: "+placements+"; auto is apart with one committer and one connection, else free")
 	f.Var(&region, "region-size", "of the volume")
 	f.Var(&journal, "journal-size", "of the journal")
-	f.DurationVar(&o.Duration, "duration", 5*time.Second, "of the commits; the floor takes about as long again")
+	f.DurationVar(&o.Duration, "duration", 5*time.Second, "of the commits; the floor takes up to as long again")
 	f.StringVar(&o.Profile, "profile", "", "write CPU profiles of both nodes to this name with .primary and .secondary added")
 	f.StringVar(&o.Dir, "dir", "/dev/shm", "where the regions go")
 	return cmd

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -39,15 +40,16 @@ func benchProgress(ctx context.Context, to io.Writer) (progress func(done, total
 
 func benchBar(ctx context.Context, f *os.File) (progress func(done, total time.Duration, what string), end func()) {
 	p := mpb.NewWithContext(ctx, mpb.WithOutput(f), mpb.WithWidth(40))
-	doing := ""
+	var doing atomic.Value // its reader is a goroutine of mpb's
+	doing.Store("")
 	var bar *mpb.Bar
 	progress = func(done, total time.Duration, what string) {
 		if bar == nil {
 			bar = p.AddBar(int64(total), mpb.BarRemoveOnComplete(),
 				mpb.PrependDecorators(decor.Percentage(decor.WCSyncSpace)),
-				mpb.AppendDecorators(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), decor.Any(func(decor.Statistics) string { return "  " + doing })))
+				mpb.AppendDecorators(decor.AverageETA(decor.ET_STYLE_GO, decor.WCSyncSpace), decor.Any(func(decor.Statistics) string { return "  " + doing.Load().(string) })))
 		}
-		doing = fmt.Sprintf("%-64s", what)
+		doing.Store(fmt.Sprintf("%-64s", what))
 		bar.SetCurrent(int64(done))
 	}
 	return progress, func() {

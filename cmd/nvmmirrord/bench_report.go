@@ -38,6 +38,9 @@ in DIR.`,
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		dir := args[0]
 		if render {
+			if n := cmd.Flags().NFlag(); n > 1 {
+				return usageErrorf("--render goes by itself: it measures nothing")
+			}
 			r, err := report.Read(dir)
 			if err != nil {
 				return err
@@ -77,9 +80,15 @@ in DIR.`,
 			o.Transports = of
 			o.Pairs = slices.DeleteFunc(o.Pairs, func(t bench.Transport) bool { return !slices.Contains(of, t) })
 		}
-		progress, end := benchProgress(cmd.Context(), cmd.ErrOrStderr())
+		// Minutes of measuring are not lost to a directory that cannot be had.
+		if err := report.Prepare(dir); err != nil {
+			return err
+		}
+		ctx, stop := benchContext(cmd)
+		defer stop()
+		progress, end := benchProgress(ctx, cmd.ErrOrStderr())
 		o.Progress = progress
-		r, err := report.Run(cmd.Context(), o, left)
+		r, err := report.Run(ctx, o, left)
 		end()
 		if err != nil {
 			return benchError(err)

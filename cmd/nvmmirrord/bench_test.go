@@ -3,9 +3,11 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,6 +56,9 @@ func TestBenchWire(t *testing.T) {
 	}
 	fails(t, exitUsage, []string{"bench", "wire", "--server", "--client", "a:1"})
 	fails(t, exitUsage, []string{"bench", "wire", "--client", "a:1", "--netns"})
+	fails(t, exitUsage, []string{"bench", "wire", "--mtu", "1500"}, "--netns")
+	fails(t, exitUsage, []string{"bench", "wire", "--listen", ":1"}, "--server")
+	fails(t, exitUsage, []string{"bench", "wire", "--server", "--duration", "1s"}, "--duration")
 	fails(t, exitFailed, []string{"bench", "wire", "--client", loopback.AddrPort(t).String()}, "connection refused")
 
 	server := exec.Command(program, "bench", "wire", "--server", "--listen", "127.0.0.1:0")
@@ -92,6 +97,35 @@ func TestBenchWire(t *testing.T) {
 	}
 }
 
+// TestBenchHangUp: a terminal that is closed leaves no regions, which are memory.
+func TestBenchHangUp(t *testing.T) {
+	dir := directory(t)
+	cmd := exec.Command(program, "bench", "commit", "--region-size", "4MiB", "--journal-size", "2MiB", "--duration", "10m", "--dir", dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	for {
+		if there, err := os.ReadDir(dir); err != nil {
+			t.Fatal(err)
+		} else if len(there) > 0 {
+			break
+		}
+		runtime.Gosched()
+	}
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != exitFailed {
+		t.Errorf("%v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("%v are left: %v", left, err)
+	}
+}
+
 func TestBenchReport(t *testing.T) {
 	dir := t.TempDir()
 	r := command(t, nil, "bench", "report", dir, "--duration", "10ms", "--parts", "loopback", "--transports", "plain,crc32c")
@@ -114,5 +148,8 @@ func TestBenchReport(t *testing.T) {
 		fails(t, exitUsage, []string{"bench", "report", dir, flag, value}, flag)
 	}
 	fails(t, exitUsage, []string{"bench", "report"})
+	fails(t, exitUsage, []string{"bench", "report", dir, "--render", "--duration", "1s"}, "--render")
+	// Before it measures anything: the default would take minutes.
+	fails(t, exitFailed, []string{"bench", "report", filepath.Join(dir, "report.md")}, "not a directory")
 	fails(t, exitFailed, []string{"bench", "report", t.TempDir(), "--render"}, "report.json")
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/nvmmirror/nvmmirror/internal/bench"
 )
@@ -18,8 +19,8 @@ func newBenchWireCommand() *cobra.Command {
 in userspace or through the kernel's AF_ALG, with CRC-32C, and TLS 1.3. For each:
 the round trip by message size (that many bytes out, 8 back), sleeping and
 polling; throughput by connections, with CPU time, context switches and system
-calls for each GiB at both ends; memory. What arrives is compared with what was
-sent.
+calls on the connections for each GiB at both ends; memory. What arrives is
+compared with what was sent.
 
 Both ends run on this machine over loopback, unless one host is given --server
 and another --client with its address. The server does what any client asks
@@ -38,6 +39,20 @@ their own with a veth between them, at each --mtu.`,
 	var transports []string
 	var sizes []string
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+		// A flag that would change nothing is a misunderstanding.
+		cmd.Flags().Visit(func(f *pflag.Flag) {
+			switch {
+			case server && f.Name != "server" && f.Name != "listen":
+				err = usageErrorf("--%s is for the driver: the server does what that asks for", f.Name)
+			case !server && f.Name == "listen":
+				err = usageErrorf("--listen is for --server")
+			case !server && !apart && f.Name == "mtu":
+				err = usageErrorf("--mtu is for --netns")
+			}
+		})
+		if err != nil {
+			return err
+		}
 		if server {
 			return bench.ServeWire(cmd.Context(), address, cmd.OutOrStdout())
 		}

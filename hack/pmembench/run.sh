@@ -30,12 +30,12 @@ while [ "$i" -lt "$rounds" ]; do
 	for size in $sizes; do
 		"$work/persist" memcpy "$pool" "$size" "$seconds" >>"$work/memcpy.$size"
 		(cd "$here/../../pmem" && "$work/go" -test.run '^$' -test.cpu 1 -test.bench "^BenchmarkPersist\$/^$size\$" -test.benchtime "${seconds}s") |
-			awk '/ns\/op/ { print $3 }' >>"$work/go.$size"
+			awk '/ns\/op/ { print $3; n++ } END { exit !n }' >>"$work/go.$size"
 	done
 	for size in 64 4096; do
 		"$work/persist" append "$pool" "$size" "$seconds" >>"$work/append.$size"
 		(cd "$here/../../journal" && "$work/journal" -test.run '^$' -test.cpu 1 -test.bench "^BenchmarkAppend\$/^$size\$" -test.benchtime "${seconds}s") |
-			awk '/ns\/op/ { print $3 }' >>"$work/journal.$size"
+			awk '/ns\/op/ { print $3; n++ } END { exit !n }' >>"$work/journal.$size"
 	done
 	i=$((i + 1))
 done

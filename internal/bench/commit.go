@@ -47,7 +47,7 @@ type CommitResult struct {
 	FloorCPU    float64 `json:"floor_cpu_s_per_gib"`
 
 	RatioP50 float64 `json:"ratio_p50"`
-	RatioP99 float64 `json:"ratio_p99,omitempty"` // of ends that were scheduled alike only
+	RatioP99 float64 `json:"ratio_p99,omitempty"` // with one committer, of ends scheduled alike, where both tell
 	RatioMB  float64 `json:"ratio_mb"`
 	RatioCPU float64 `json:"ratio_cpu"`
 
@@ -70,6 +70,13 @@ type CommitResult struct {
 // raw sockets between the same two. The regions are compared at the end.
 func Commit(ctx context.Context, o CommitOptions) (_ *CommitResult, err error) {
 	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	// The kernel lists mappings by their files' real names.
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return nil, err
+	}
+	if o.Dir, err = filepath.EvalSymlinks(o.Dir); err != nil {
 		return nil, err
 	}
 	if err := o.room(); err != nil {
@@ -163,6 +170,9 @@ func startPair(ctx context.Context, o CommitOptions, dir string) (_ *pair, err e
 		return nil, err
 	}
 	if err := p.primary.Promote(ctx, false); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err() // the rest follows from it
+		}
 		return nil, fmt.Errorf("promote: %w", err)
 	}
 	err = await(ctx, "in sync", func() (bool, error) { return p.primary.Status().Peer == "in-sync", nil })
@@ -197,15 +207,18 @@ func (p *pair) secondary(memory bool) (nodeState, error) {
 	return *a.State, nil
 }
 
-// quiesce waits until the secondary has all that was committed, and both
-// sleep.
-func (p *pair) quiesce(ctx context.Context) error {
-	err := await(ctx, "at rest", func() (bool, error) {
+// drain waits until both nodes have applied all that was committed.
+func (p *pair) drain(ctx context.Context) error {
+	return await(ctx, "at rest", func() (bool, error) {
 		s, err := p.secondary(false)
 		st := p.primary.Status()
 		return s.Applied >= st.Committed && st.Applied >= st.Committed, err
 	})
-	if err != nil {
+}
+
+// quiesce waits until that is so, and both sleep.
+func (p *pair) quiesce(ctx context.Context) error {
+	if err := p.drain(ctx); err != nil {
 		return err
 	}
 	t := time.NewTimer(max(p.o.Poll, 0) + time.Millisecond)
@@ -277,6 +290,13 @@ func (p *pair) commits(ctx context.Context, m *measured, d time.Duration) error 
 	if err := p.load.run(ctx, d); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	if p.o.Ack == nvmmirror.AckAsync { // what waits to be mirrored is not done yet
+		end := time.Now()
+		if err := p.drain(ctx); err != nil {
+			return err
+		}
+		p.load.took += time.Since(end)
+	}
 	hereAfter, err := used()
 	if err != nil {
 		return err
@@ -292,8 +312,7 @@ func (p *pair) commits(ctx context.Context, m *measured, d time.Duration) error 
 }
 
 func (m *measured) floor(s *session, plan plan) error {
-	poll := m.o.Poll != PollOff
-	r, err := s.run(work{Size: min(m.o.Size, maxMessage), Poll: poll, Verify: VerifyNone}, plan.ping)
+	r, err := s.run(work{Size: m.o.Size, Poll: m.o.floorPolls(), Verify: VerifyNone}, plan.ping)
 	if err != nil {
 		return err
 	}
@@ -336,7 +355,7 @@ func (m *measured) result(l *load) *CommitResult {
 	r.RatioP50 = r.P50 / r.FloorP50
 	// A tail is made by the scheduler: where that had its choice, mirror and
 	// floor have had different ones.
-	if m.o.placement() != Free {
+	if m.o.placement() != Free && m.o.Committers == 1 && c.Tells(0.99) && f.Tells(0.99) {
 		r.RatioP99 = r.P99 / r.FloorP99
 	}
 	r.RatioMB, r.RatioCPU = r.MB/r.FloorMB, r.CPU/r.FloorCPU

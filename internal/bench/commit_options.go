@@ -96,6 +96,12 @@ func (o *CommitOptions) placement() Placement {
 	return Free
 }
 
+// floorPolls: where both ends share a processor, one that polls keeps the other
+// from answering, and the mirror's waits sleep soon.
+func (o *CommitOptions) floorPolls() bool {
+	return o.Poll != PollOff && o.placement() != Together && runtime.NumCPU() > 1
+}
+
 func (o *CommitOptions) profile(node int) string {
 	if o.Profile == "" {
 		return ""

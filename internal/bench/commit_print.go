@@ -15,19 +15,20 @@ func (r *CommitResult) Print(to io.Writer) error {
 	row := func(name, format string, mirror, floor, ratio float64) {
 		fmt.Fprintf(w, "%s\t"+format+"\t"+format+"\t%.2f\t\n", name, mirror, floor, ratio)
 	}
-	tail := func(name string, mirror, floor float64) {
-		if r.Placement == string(Free) {
-			fmt.Fprintf(w, "%s\t%.2f\t%.2f\t\t\n", name, mirror, floor)
+	// The floor has one message outstanding: more commits at a time have no ratio.
+	alone := func(name, format string, mirror, floor, ratio float64) {
+		if ratio == 0 || r.Committers > 1 {
+			fmt.Fprintf(w, "%s\t"+format+"\t"+format+"\t\t\n", name, mirror, floor)
 			return
 		}
-		row(name, "%.2f", mirror, floor, mirror/floor)
+		row(name, format, mirror, floor, ratio)
 	}
 	fmt.Fprintf(w, "\tmirror\traw floor\tratio\t\n")
-	row("p50, µs", "%.2f", r.P50, r.FloorP50, r.RatioP50)
-	tail("p99, µs", r.P99, r.FloorP99)
-	tail("p99.9, µs", r.P999, r.FloorP999)
-	tail("max, µs", r.Max, r.FloorMax)
-	row("commits or round trips a second", "%.0f", r.Rate, r.FloorRate, r.Rate/r.FloorRate)
+	alone("p50, µs", "%.2f", r.P50, r.FloorP50, r.RatioP50)
+	alone("p99, µs", "%.2f", r.P99, r.FloorP99, r.RatioP99)
+	alone("p99.9, µs", "%.2f", r.P999, r.FloorP999, 0)
+	alone("max, µs", "%.2f", r.Max, r.FloorMax, 0)
+	alone("commits or round trips a second", "%.0f", r.Rate, r.FloorRate, r.Rate/r.FloorRate)
 	row("MB/s, the floor's as a stream", "%.1f", r.MB, r.FloorMB, r.RatioMB)
 	row("CPU seconds per GiB, both ends", "%.2f", r.CPU, r.FloorCPU, r.RatioCPU)
 	if err := w.Flush(); err != nil {

@@ -154,12 +154,16 @@ func (c *controller) open(ctx context.Context, s setup) (_ *session, err error) 
 		made <- err
 	}()
 	for len(fds) > 0 {
+		fd := fds[0]
+		fds = fds[1:] // it is the link's, on failure too
 		var l link
-		if l, err = d.link(&rawLink{fd: fds[0]}, a.Pin, false); err != nil {
+		if l, err = d.link(&rawLink{fd: fd}, a.Pin, false); err != nil {
 			break
 		}
-		fds = fds[1:]
 		o.links = append(o.links, l)
+		if err = limit(fd, 0); err != nil {
+			break
+		}
 	}
 	if e := <-made; e != nil {
 		err = e

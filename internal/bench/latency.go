@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"math"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -31,6 +32,10 @@ type Latency struct {
 	P999  float64 `json:"p999_us"`
 	Max   float64 `json:"max_us"`
 }
+
+// Tells reports whether so many were measured that a quantile, 0.99 say, says
+// something: ten lie beyond it.
+func (l Latency) Tells(q float64) bool { return math.Round(float64(l.Count)*(1-q)*1e6) >= 10*1e6 }
 
 func latencyOf(h *hdrhistogram.Histogram) Latency {
 	us := func(q float64) float64 { return float64(h.ValueAtQuantile(q)) / 1e3 }

@@ -57,6 +57,8 @@ type rawLink struct {
 	calls uint64 // system calls so far
 }
 
+var errNoAnswer = errors.New("the other end did not answer within " + setupTime.String())
+
 var errSilent = errors.New("the other end has been silent for " + silentTime.String())
 
 func (l *rawLink) socket() *rawLink { return l }
@@ -110,6 +112,8 @@ func (l *rawLink) call(trap, p, n, flags uintptr) (int, error) {
 		case errno == 0:
 			return int(r), nil
 		case errno == unix.EINTR:
+		case errno == unix.EAGAIN && l.wait != polling:
+			return 0, errNoAnswer // the socket has a limit
 		case errno != unix.EAGAIN:
 			return 0, os.NewSyscallError("send or receive", errno)
 		case tries&(1<<20-1) == 0:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"golang.org/x/sys/unix"
 )
 
 // work is what both ends do over some links until the driver sends the last
@@ -69,12 +70,7 @@ func drive(links []link, w work, d time.Duration) (t tally, err error) {
 	for _, l := range links {
 		l.socket().wait = w.waiting(len(links))
 	}
-	late := time.AfterFunc(d+silentTime, func() {
-		for _, l := range links {
-			l.socket().interrupt()
-		}
-	})
-	defer late.Stop()
+	stalled := watchProgress(links, silentTime)
 	done := watchSockets(links)
 	if w.Stream {
 		t, err = driveStream(links, w, d)
@@ -82,6 +78,9 @@ func drive(links []link, w work, d time.Duration) (t tally, err error) {
 		t, err = driveRounds(links[0], w, d)
 	}
 	t.peak = done()
+	if stalled() && err != nil {
+		err = errSilent // the rest follows from it
+	}
 	return t, err
 }
 
@@ -321,6 +320,46 @@ func watchSockets(links []link) (done func() int64) {
 		}
 	}()
 	return func() int64 {
+		close(stop)
+		return <-end
+	}
+}
+
+// watchProgress interrupts links on which nothing has moved for so long, however
+// slow they are, until the function that it returns is called: that says whether it
+// has.
+func watchProgress(links []link, limit time.Duration) (stalled func() bool) {
+	stop, end := make(chan struct{}), make(chan bool)
+	go func() {
+		tick := time.NewTicker(limit / 20)
+		defer tick.Stop()
+		var moved uint64
+		since := time.Now()
+		cut := false
+		for {
+			select {
+			case <-tick.C:
+			case <-stop:
+				end <- cut
+				return
+			}
+			var now uint64
+			for _, l := range links {
+				if i, err := unix.GetsockoptTCPInfo(l.socket().fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+					now += i.Bytes_acked + i.Bytes_received
+				}
+			}
+			if now != moved {
+				moved, since = now, time.Now()
+			} else if !cut && time.Since(since) > limit {
+				cut = true
+				for _, l := range links {
+					l.socket().interrupt()
+				}
+			}
+		}
+	}()
+	return func() bool {
 		close(stop)
 		return <-end
 	}

@@ -15,6 +15,7 @@ import (
 type farEnd struct {
 	local, peer netip.Addr
 	child       bool // of the driver: it may name files and addresses
+	greeted     func()
 
 	maker    *maker
 	listener int // -1: none
@@ -71,6 +72,9 @@ func (e *farEnd) do(r request) (a response, err error) {
 	case r.Op == opHello:
 		if e.child && r.Local.IsValid() {
 			e.local, e.peer = r.Local, r.Peer
+		}
+		if e.greeted != nil {
+			e.greeted()
 		}
 		h, err := ThisHost()
 		return response{Host: h}, err
@@ -138,12 +142,15 @@ func (e *farEnd) accept() error {
 			return err
 		}
 		e.links = append(e.links, l)
+		if err := limit(fd, 0); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 func (e *farEnd) begin(w work) (err error) {
-	if w.Size < 1 || w.Size > maxMessage {
+	if w.Size < 1 || w.Size > maxMessage && !e.child { // who it is a child of has bounds of its own
 		return fmt.Errorf("messages of %d bytes are not from 1 byte to %d", w.Size, maxMessage)
 	}
 	if e.before, err = used(); err != nil {

@@ -3,8 +3,10 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,8 +70,9 @@ func prepare(fd int) error {
 	return nil
 }
 
-// limit bounds connect and accept, and with 0 nothing any more: a call that
-// has a limit sets a timer each time that it sleeps, which a round trip shows.
+// limit bounds what makes a link: connect, accept and a handshake's calls. With 0
+// nothing is bounded any more: a call that has a limit sets a timer each time that
+// it sleeps, which a round trip shows.
 func limit(fd int, d time.Duration) error {
 	tv := unix.NsecToTimeval(d.Nanoseconds())
 	for _, o := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
@@ -99,7 +102,18 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16(), ZoneId: zone(a.Addr().Zone())}
+}
+
+// zone is the number of a link-local address's zone: an interface's, or 0.
+func zone(name string) uint32 {
+	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
+		return uint32(n)
+	}
+	if i, err := net.InterfaceByName(name); err == nil {
+		return uint32(i.Index)
+	}
+	return 0
 }
 
 // listen returns a listening socket on a port that the kernel chose.
@@ -140,7 +154,7 @@ func accept(listener int) (fd int, err error) {
 		return -1, os.NewSyscallError("accept", err)
 	}
 	// The key is inherited, the options need not be.
-	if err := errors.Join(prepare(fd), limit(fd, 0)); err != nil {
+	if err := errors.Join(prepare(fd), limit(fd, setupTime)); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -155,9 +169,6 @@ func dial(local netip.Addr, to netip.AddrPort, key []byte) (fd int, err error) {
 	err = unix.Connect(fd, sockaddr(to))
 	if err == unix.EINPROGRESS { // SO_SNDTIMEO ran out
 		err = unix.ETIMEDOUT
-	}
-	if err == nil {
-		err = limit(fd, 0)
 	}
 	if err != nil {
 		unix.Close(fd)

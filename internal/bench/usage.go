@@ -83,7 +83,7 @@ func residentBeside(path string) (int64, error) {
 	}
 	defer f.Close()
 	var sum int64
-	var skip bool
+	var skip, found bool
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		line := lines.Bytes()
@@ -91,6 +91,7 @@ func residentBeside(path string) (int64, error) {
 		if !bytes.HasSuffix(name, []byte(":")) {
 			// The head of a mapping; its file is the rest from column 6 on.
 			skip = path != "" && bytes.HasSuffix(line, []byte(" "+path))
+			found = found || skip
 			continue
 		}
 		if !skip && string(name) == "Rss:" {
@@ -101,7 +102,13 @@ func residentBeside(path string) (int64, error) {
 			sum += kib << 10
 		}
 	}
-	return sum, lines.Err()
+	if err := lines.Err(); err != nil {
+		return 0, err
+	}
+	if path != "" && !found {
+		return 0, fmt.Errorf("/proc/self/smaps: no mapping of %s: was the file moved or removed?", path)
+	}
+	return sum, nil
 }
 
 // resetPeak starts the peak of resident memory over, without what the heap has

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netns"
@@ -67,6 +68,14 @@ func (o *WireOptions) Check() error {
 	switch {
 	case len(o.Transports) == 0 || len(o.Sizes)+len(o.Connections) == 0:
 		return bad("transports", "there is nothing to measure")
+	case twice(o.Transports):
+		return bad("transports", "%v has one twice", o.Transports)
+	case twice(o.Sizes):
+		return bad("sizes", "%v has one twice", o.Sizes)
+	case twice(o.Connections):
+		return bad("connections", "%v has one twice", o.Connections)
+	case twice(o.MTUs):
+		return bad("mtu", "%v has one twice", o.MTUs)
 	case o.Duration < time.Millisecond:
 		return bad("duration", "%v is shorter than a millisecond", o.Duration)
 	case o.Verify != VerifyAll && o.Verify != VerifySample:
@@ -75,8 +84,20 @@ func (o *WireOptions) Check() error {
 		return bad("placement", "%q is not auto, apart, together or free", o.Placement)
 	case o.Client != "" && len(o.MTUs) > 0:
 		return bad("netns", "it is for this machine alone, not for a server at %s", o.Client)
+	case o.Client != "" && o.Placement != Auto && o.Placement != "":
+		return bad("placement", "it is for ends on this machine, not for a server at %s", o.Client)
 	}
 	return nil
+}
+
+// twice: the list has something twice.
+func twice[T comparable](list []T) bool {
+	for i, v := range list {
+		if slices.Contains(list[:i], v) {
+			return true
+		}
+	}
+	return false
 }
 
 func (o *WireOptions) placement() Placement {
@@ -209,6 +230,11 @@ func (w *wire) remote(ctx context.Context) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	c := &controller{in: bufio.NewReader(conn), out: conn, ns: netns.None(), local: addrOf(conn.LocalAddr()), peer: addrOf(conn.RemoteAddr())}
+	conn.SetReadDeadline(time.Now().Add(setupTime))
+	if err := w.hello(c); err != nil {
+		return err
+	}
+	conn.SetReadDeadline(time.Time{})
 	return w.path(ctx, c, WirePath{Name: c.local.String() + " to " + c.peer.String(), Placement: Free})
 }
 
@@ -244,15 +270,19 @@ func (w *wire) local(ctx context.Context, name string, mtu int, p *wirePair) (er
 	if p != nil {
 		c.ns, c.local, c.peer = p.ns[0], p.addr[0], p.addr[1]
 	}
+	if err := w.hello(c.controller); err != nil {
+		return err
+	}
 	return w.path(ctx, c.controller, WirePath{Name: name, MTU: mtu, Placement: w.o.placement()})
 }
 
-func (w *wire) path(ctx context.Context, c *controller, p WirePath) error {
+func (w *wire) hello(c *controller) error {
 	a, err := c.ask(request{Op: opHello, Local: c.peer, Peer: c.local})
-	if err != nil {
-		return err
-	}
 	w.r.Other = a.Host
+	return err
+}
+
+func (w *wire) path(ctx context.Context, c *controller, p WirePath) error {
 	for _, t := range w.o.Transports {
 		m, err := w.transport(ctx, c, &p, t)
 		if err != nil {

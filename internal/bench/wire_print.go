@@ -76,7 +76,7 @@ func printRoundTrips(to io.Writer, transports []WireTransport, wait string, plac
 		for _, t := range transports {
 			for _, r := range t.RoundTrips {
 				if r.Size == size && r.Wait == wait {
-					fmt.Fprintf(w, "%.1f / %.1f / %.0f\t", r.P50, r.P99, r.P999)
+					fmt.Fprintf(w, "%.1f / %s / %s\t", r.P50, r.tail(0.99, r.P99), r.tail(0.999, r.P999))
 				}
 			}
 		}
@@ -85,11 +85,19 @@ func printRoundTrips(to io.Writer, transports []WireTransport, wait string, plac
 	return w.Flush()
 }
 
+// tail is a quantile where it tells something.
+func (l Latency) tail(q, v float64) string {
+	if !l.Tells(q) {
+		return "–"
+	}
+	return fmt.Sprintf("%.1f", v)
+}
+
 func printThroughput(to io.Writer, transports []WireTransport) error {
 	if !slices.ContainsFunc(transports, func(t WireTransport) bool { return len(t.Throughput) > 0 }) {
 		return nil
 	}
-	fmt.Fprintf(to, "\nthroughput; for each GiB: CPU seconds (user + system, softirq of the whole machine), context switches, system calls; most kernel socket memory\n")
+	fmt.Fprintf(to, "\nthroughput; for each GiB: CPU seconds (user + system, softirq of the whole machine), context switches, system calls on the connections; most kernel socket memory\n")
 	w := newTable(to)
 	fmt.Fprintln(w, "\t\t\tsender\t\t\t\t\treceiver\t\t\t\t\t")
 	const columns = "user+sys\tsoftirq\tswitches\tcalls\tKiB\t"

@@ -2,17 +2,23 @@ package bench
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"sync"
+	"sync/atomic"
+	"time"
 )
 
+// patience is how long a driver waits for the one before it.
+const patience = 2 * time.Second
+
 // ServeWire is the other end of [Wire] on a host of its own, until ctx ends. It
-// serves one driver after the other; the data's connections are between the
-// same addresses as the control connection, on ports that the kernel chooses.
-// Keys are of one run, and come in clear: they protect nothing else.
+// serves one driver after the other, and tells one that would have to wait for long
+// whose measurement it is busy with. The data's connections are between the same
+// addresses as the control connection, on ports that the kernel chooses. Keys are of
+// one run, and come in clear: they protect nothing else.
 func ServeWire(ctx context.Context, address string, say io.Writer) error {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -23,31 +29,58 @@ func ServeWire(ctx context.Context, address string, say io.Writer) error {
 	if _, err := fmt.Fprintf(say, "listening on %v\n", l.Addr()); err != nil {
 		return err
 	}
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
+	drivers, failed := make(chan net.Conn), make(chan error, 2)
+	var serving atomic.Value // the driver's address
+	go func() {
+		for conn := range drivers {
+			serving.Store(conn.RemoteAddr().String())
+			if err := serveDriver(ctx, conn, say); err != nil {
+				failed <- err
+				return
 			}
-			return err
 		}
-		if err := serveDriver(ctx, conn, say); err != nil {
-			return err
+	}()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				failed <- err
+				return
+			}
+			go func() {
+				select {
+				case drivers <- conn:
+				case <-time.After(patience):
+					line, _ := json.Marshal(response{Err: fmt.Sprintf("it is busy with a measurement from %v", serving.Load())})
+					conn.Write(append(line, '\n'))
+					conn.Close()
+				}
+			}()
 		}
+	}()
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
 	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // serveDriver returns an error only where nothing can be said any more.
 func serveDriver(ctx context.Context, conn net.Conn, say io.Writer) error {
-	var once sync.Once
-	hangUp := func() { once.Do(func() { conn.Close() }) }
-	defer hangUp()
-	defer context.AfterFunc(ctx, hangUp)()
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	// Who says nothing keeps others waiting; a driver that has begun measures for
+	// as long as it likes.
+	conn.SetReadDeadline(time.Now().Add(setupTime))
+	e := &farEnd{local: addrOf(conn.LocalAddr()), peer: addrOf(conn.RemoteAddr())}
+	e.greeted = func() { conn.SetReadDeadline(time.Time{}) }
 	outcome := "done"
-	err := serve(conn, conn, &farEnd{local: addrOf(conn.LocalAddr()), peer: addrOf(conn.RemoteAddr())})
-	if err != nil && !errors.Is(err, net.ErrClosed) {
+	if err := serve(conn, conn, e); err != nil && !errors.Is(err, net.ErrClosed) {
 		outcome = err.Error()
 	}
-	_, err = fmt.Fprintf(say, "%v: %s\n", conn.RemoteAddr(), outcome)
+	_, err := fmt.Fprintf(say, "%v: %s\n", conn.RemoteAddr(), outcome)
 	return err
 }

@@ -6,6 +6,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -15,6 +18,7 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"golang.org/x/sys/unix"
 )
 
 func shortWire(t testing.TB) WireOptions {
@@ -101,23 +105,10 @@ func TestWire(t *testing.T) {
 // of the Go scheduler's sight, both in one process, would wait for each other as
 // soon as the garbage collector stops one of them.
 func TestWireServer(t *testing.T) {
-	server := exec.Command(program(t)[0], serverArgument)
-	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	out, err := server.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer server.Process.Kill()
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatal(err)
-	}
+	server, address := startWireServer(t)
 	o := shortWire(t)
 	o.Program, o.Sizes, o.Connections = nil, []int{64}, []int{2}
-	o.Client = strings.TrimSpace(strings.TrimPrefix(line, "listening on "))
+	o.Client = address
 	for range 2 { // one driver after the other
 		r, err := Wire(t.Context(), o)
 		if err != nil {
@@ -130,6 +121,115 @@ func TestWireServer(t *testing.T) {
 	}
 	if err := server.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+func startWireServer(t *testing.T) (server *exec.Cmd, address string) {
+	t.Helper()
+	server = exec.Command(program(t)[0], serverArgument)
+	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Process.Kill() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server, strings.TrimSpace(strings.TrimPrefix(line, "listening on "))
+}
+
+// TestWireServerIsBusy: a driver that would have to wait for long is told for
+// whom, and a peer that stops in the middle keeps nobody from ending the server.
+func TestWireServerIsBusy(t *testing.T) {
+	server, address := startWireServer(t)
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	c := &controller{in: bufio.NewReader(conn), out: conn}
+	if _, err := c.ask(request{Op: opHello}); err != nil {
+		t.Fatal(err)
+	}
+	a, err := c.ask(request{Op: opListen, Setup: &setup{Transport: TLS, Connections: 1, Pin: make([]byte, 32)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := net.Dial("tcp", netip.AddrPortFrom(loopback, a.Port).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	line, err := json.Marshal(request{Op: opAccept, Protocol: protocol})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(append(line, '\n')); err != nil { // and no handshake
+		t.Fatal(err)
+	}
+	o := shortWire(t)
+	o.Program, o.Client = nil, address
+	if _, err := Wire(t.Context(), o); err == nil || !strings.Contains(err.Error(), "busy with a measurement from "+conn.LocalAddr().String()) {
+		t.Errorf("%v", err)
+	}
+	if err := server.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWireProgress: what moves slowly is not cut off, what does not move is.
+func TestWireProgress(t *testing.T) {
+	const limit = 2 * time.Second
+	l, port, err := listen(loopback, loopback, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(l)
+	out, err := dial(loopback, netip.AddrPortFrom(loopback, port), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := &rawLink{fd: out}
+	defer from.close()
+	in, err := accept(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := &rawLink{fd: in}
+	defer to.close()
+	stalled := watchProgress([]link{from}, limit)
+	var b [1]byte
+	for begin := time.Now(); time.Since(begin) < limit*3/2; {
+		if err := from.send(b[:]); err != nil {
+			t.Fatal(err)
+		}
+		if err := full(to, b[:]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := full(from, b[:]); !errors.Is(err, io.ErrUnexpectedEOF) { // it waits until it is cut off
+		t.Errorf("%v", err)
+	}
+	if !stalled() {
+		t.Error("it was cut off by something else")
+	}
+}
+
+// TestZones: a link-local address is one of an interface.
+func TestZones(t *testing.T) {
+	for text, want := range map[string]uint32{"fe80::1%lo": 1, "fe80::1%7": 7, "fe80::1": 0} {
+		s := sockaddr(netip.AddrPortFrom(netip.MustParseAddr(text), 1)).(*unix.SockaddrInet6)
+		if s.ZoneId != want {
+			t.Errorf("%s: zone %d, not %d", text, s.ZoneId, want)
+		}
 	}
 }
 
@@ -164,6 +264,20 @@ func TestWireOptions(t *testing.T) {
 		change(&o)
 		var bad *OptionError
 		if _, err := Wire(t.Context(), o); !errors.As(err, &bad) || bad.Option != option {
+			t.Errorf("%s: %v", option, err)
+		}
+	}
+	for option, change := range map[string]func(*WireOptions){
+		"transports":  func(o *WireOptions) { o.Transports = []Transport{Plain, TLS, Plain} },
+		"sizes":       func(o *WireOptions) { o.Sizes = []int{64, 64} },
+		"connections": func(o *WireOptions) { o.Connections = []int{1, 1} },
+		"mtu":         func(o *WireOptions) { o.MTUs = []int{1500, 1500} },
+		"placement":   func(o *WireOptions) { o.Client, o.Placement = "localhost:1", Together },
+	} {
+		o := shortWire(t)
+		change(&o)
+		var bad *OptionError
+		if err := o.Check(); !errors.As(err, &bad) || bad.Option != option {
 			t.Errorf("%s: %v", option, err)
 		}
 	}

@@ -98,7 +98,7 @@ func (r *Report) tailChart(i, size int) (chart, error) {
 					return c, err
 				}
 				for _, q := range quantiles {
-					if float64(rt.Count)*(1-q) >= 10 {
+					if rt.Tells(q) {
 						s.xy = append(s.xy, plotter.XY{X: 1 / (1 - q), Y: float64(h.ValueAtQuantile(q*100)) / 1e3})
 					}
 				}

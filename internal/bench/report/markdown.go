@@ -192,15 +192,15 @@ func (p *page) roundTrips(w *bench.WirePath, of []bench.WireTransport, wait stri
 }
 
 func percentiles(l bench.Latency) string {
-	return number(l.P50) + " / " + beyond(l.Count, 100, l.P99) + " / " + beyond(l.Count, 1000, l.P999)
-}
-
-// beyond is a percentile of which one in so many lies beyond, where ten do.
-func beyond(count, one int64, v float64) string {
-	if count < 10*one {
-		return "–"
+	text := number(l.P50)
+	for _, of := range []struct{ q, v float64 }{{0.99, l.P99}, {0.999, l.P999}} {
+		if l.Tells(of.q) {
+			text += " / " + number(of.v)
+		} else {
+			text += " / –"
+		}
 	}
-	return number(v)
+	return text
 }
 
 func (p *page) throughput(of []bench.WireTransport) {
@@ -218,7 +218,7 @@ func (p *page) throughput(of []bench.WireTransport) {
 			})
 		}
 	}
-	p.table([]string{"", "connections", "MB/s", "user s", "system s", "machine's softirq s", "context switches", "system calls", "kernel socket memory, KiB"}, rows)
+	p.table([]string{"", "connections", "MB/s", "user s", "system s", "machine's softirq s", "context switches", "system calls on the connections", "kernel socket memory, KiB"}, rows)
 	rows = nil
 	for _, t := range of {
 		rows = append(rows, []string{string(t.Transport), mib(t.PeakDriver), mib(t.PeakOther)})

@@ -29,7 +29,7 @@ func (r *Report) beside(p *page, w *bench.WirePath, of []bench.WireTransport) {
 		head = append(head, fmt.Sprintf("MB/s over %d", n))
 		figures = append(figures, func(t *bench.WireTransport) float64 { return throughput(t, n).MB })
 	}
-	head = append(head, "CPU for each GiB", "system calls")
+	head = append(head, "CPU for each GiB", "system calls on the connection")
 	figures = append(figures,
 		func(t *bench.WireTransport) float64 { return cpu(throughput(t, 1)) },
 		func(t *bench.WireTransport) float64 {
@@ -102,7 +102,7 @@ func (r *Report) commitTables(p *page, charts map[string]chart) {
 		if m.Committers == 1 {
 			floor, half = percentiles(bench.Latency{Count: m.FloorRounds, P50: m.FloorP50, P99: m.FloorP99, P999: m.FloorP999}), fmt.Sprintf("%.2f", m.RatioP50)
 		}
-		if m.Committers == 1 && m.RatioP99 > 0 && min(m.Commits, m.FloorRounds) >= 1000 {
+		if m.RatioP99 > 0 {
 			tail = fmt.Sprintf("%.2f", m.RatioP99)
 		}
 		if m.Size >= 64<<10 {

@@ -30,6 +30,18 @@ func Read(dir string) (*Report, error) {
 	return r, nil
 }
 
+// Prepare makes the directory, and sees that a report can be written there.
+func Prepare(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, ".report-")
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
+}
+
 // Write makes the directory's report, in place of one that was there.
 func (r *Report) Write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
