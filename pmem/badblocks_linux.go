@@ -10,9 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // Range is [Offset, Offset+Length) of a region, in bytes.
@@ -40,9 +37,14 @@ func BadBlocks(path string) (bad []Range, ok bool, err error) {
 	if err != nil || !ok || len(list) == 0 {
 		return nil, ok, err
 	}
-	extents, err := fileExtents(path)
+	f, err := os.Open(path)
 	if err != nil {
-		return nil, false, err
+		return nil, false, fmt.Errorf("pmem: %w", err)
+	}
+	defer f.Close()
+	extents, err := extentsOf(f)
+	if err != nil {
+		return nil, false, fmt.Errorf("pmem: extents of %s: %w", path, err)
 	}
 	return inFile(list, extents), true, nil
 }
@@ -138,10 +140,6 @@ func cut(list []Range, from, size int64) []Range {
 	return out
 }
 
-// extent is a piece of a file: length bytes at logical in the file lie at
-// physical on the device.
-type extent struct{ logical, physical, length int64 }
-
 // inFile maps ranges of a device to those of a file.
 func inFile(list []Range, extents []extent) []Range {
 	var out []Range
@@ -152,49 +150,4 @@ func inFile(list []Range, extents []extent) []Range {
 	}
 	slices.SortFunc(out, func(a, b Range) int { return int(min(max(a.Offset-b.Offset, -1), 1)) })
 	return out
-}
-
-// fiemap is struct fiemap of linux/fiemap.h with room for some extents.
-type fiemap struct {
-	start, length        uint64
-	flags, mapped, count uint32
-	_                    uint32
-	extents              [64]struct {
-		logical, physical, length uint64
-		_                         [2]uint64
-		flags                     uint32
-		_                         [3]uint32
-	}
-}
-
-const (
-	fsIocFiemap      = 0xc020660b
-	fiemapExtentLast = 1
-)
-
-// fileExtents says where a file lies on its device.
-func fileExtents(path string) ([]extent, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("pmem: %w", err)
-	}
-	defer f.Close()
-	var out []extent
-	for start := uint64(0); ; {
-		m := fiemap{start: start, length: ^uint64(0) - start}
-		m.count = uint32(len(m.extents))
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsIocFiemap, uintptr(unsafe.Pointer(&m))); errno != 0 {
-			return nil, fmt.Errorf("pmem: extents of %s: %w", path, errno)
-		}
-		for _, e := range m.extents[:m.mapped] {
-			out = append(out, extent{int64(e.logical), int64(e.physical), int64(e.length)})
-			start = e.logical + e.length
-			if e.flags&fiemapExtentLast != 0 {
-				return out, nil
-			}
-		}
-		if m.mapped == 0 {
-			return out, nil
-		}
-	}
 }

@@ -170,7 +170,8 @@ func (r *Region) link() error {
 		if err := os.Link(r.temporary, r.path); err != nil {
 			return err
 		}
-		return os.Remove(r.temporary)
+		_ = os.Remove(r.temporary) // it has its name; a second one does no harm
+		return nil
 	}
 	return err
 }

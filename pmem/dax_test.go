@@ -394,7 +394,12 @@ func TestDAXBadBlock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	extents, err := fileExtents(path)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	extents, err := extentsOf(f)
 	if err != nil {
 		t.Fatal(err)
 	}

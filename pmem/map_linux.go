@@ -45,30 +45,70 @@ func mapShared(f *os.File, size int64, found finding) ([]byte, error) {
 	return mem, nil
 }
 
-// allocate backs [0, size) of f with storage, holes included, and makes f at
-// least size long. What is there already stays.
+// allocate backs [0, size) of f with storage of its own, holes included, and makes
+// f at least size long. What is there already stays.
 func allocate(f *os.File, path string, size int64) error {
 	if err := room(f, path, size); err != nil {
+		return err
+	}
+	if err := unshare(f, path, size); err != nil {
 		return err
 	}
 	for off := int64(0); off < size; off += allocStep {
 		n := min(allocStep, size-off)
 		err := retry(func() error { return unix.Fallocate(int(f.Fd()), 0, off, n) })
-		if err == nil {
+		switch {
+		case err == nil:
 			continue
-		}
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-			err = fillHoles(f, off, size)
-			if err == nil {
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+			if err = fillHoles(f, off, size); err == nil {
 				return nil
 			}
+		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+			// XFS wants room for all of the range, also where all of it is there.
+			if extents, e := extentsOf(f); e == nil && covers(extents, off, n) && fileAtLeast(f, off+n) {
+				continue
+			}
 		}
-		e := &AllocError{Path: path, Size: size, Free: -1, Err: err}
-		var fs unix.Statfs_t
-		if unix.Fstatfs(int(f.Fd()), &fs) == nil {
-			e.Free = int64(fs.Bavail) * int64(fs.Bsize)
+		return allocError(f, path, size, err)
+	}
+	return nil
+}
+
+func allocError(f *os.File, path string, size int64, err error) error {
+	e := &AllocError{Path: path, Size: size, Free: -1, Err: err}
+	var fs unix.Statfs_t
+	if unix.Fstatfs(int(f.Fd()), &fs) == nil {
+		e.Free = int64(fs.Bavail) * int64(fs.Bsize)
+	}
+	return e
+}
+
+func fileAtLeast(f *os.File, size int64) bool {
+	have, err := fileSize(f)
+	return err == nil && have >= size
+}
+
+// unshare gives f storage of its own for what a copy of it, or of which it is one,
+// shares (cp on XFS and btrfs): a store there would have to find room, and where
+// there is none it faults.
+func unshare(f *os.File, path string, size int64) error {
+	extents, err := extentsOf(f)
+	if err != nil {
+		return nil // a filesystem without extents shares none
+	}
+	const unshareRange = 0x40 // FALLOC_FL_UNSHARE_RANGE
+	for _, e := range extents {
+		for end := min(e.logical+e.length, size); e.shared && e.logical < end; e.logical += allocStep {
+			n := min(allocStep, end-e.logical)
+			err := retry(func() error { return unix.Fallocate(int(f.Fd()), unshareRange, e.logical, n) })
+			if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+				return nil
+			}
+			if err != nil {
+				return allocError(f, path, size, fmt.Errorf("%w: it shares storage with a copy, and needs as much of its own", err))
+			}
 		}
-		return e
 	}
 	return nil
 }

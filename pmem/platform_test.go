@@ -245,7 +245,7 @@ func TestBadBlocksOfAFile(t *testing.T) {
 	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	extents, err := fileExtents(path)
+	extents, err := extentsOf(f)
 	if err != nil || len(extents) == 0 {
 		t.Skipf("no extents of %s (%v): the filesystem has no FIEMAP", path, err)
 	}

@@ -1,0 +1,162 @@
+package pmem
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestCovers(t *testing.T) {
+	whole := []extent{{logical: 0, length: 8}, {logical: 8, length: 8}}
+	holed := []extent{{logical: 0, length: 8}, {logical: 12, length: 4}}
+	for _, c := range []struct {
+		extents []extent
+		off, n  int64
+		want    bool
+	}{{whole, 0, 16, true}, {whole, 4, 8, true}, {whole, 8, 9, false}, {holed, 0, 16, false}, {holed, 0, 8, true}, {holed, 12, 4, true}, {holed, 10, 4, false}, {nil, 0, 1, false}} {
+		if got := covers(c.extents, c.off, c.n); got != c.want {
+			t.Errorf("%v cover %d bytes from %d on: %v", c.extents, c.n, c.off, got)
+		}
+	}
+}
+
+// newXFS is a directory on an XFS of its own.
+func newXFS(t *testing.T) string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: mount")
+	}
+	if _, err := exec.LookPath("mkfs.xfs"); err != nil {
+		t.Skip("needs mkfs.xfs (xfsprogs)")
+	}
+	image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+	f, err := os.Create(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.Truncate(320<<20), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.xfs", "-q", "-m", "reflink=1", image).CombinedOutput(); err != nil {
+		t.Skipf("mkfs.xfs: %v: %s", err, out)
+	}
+	if out, err := exec.Command("mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
+		t.Skipf("needs loop devices and XFS: mount: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// leave fills dir's filesystem until so many bytes are free.
+func leave(t *testing.T, dir string, bytes int64) (filler string) {
+	t.Helper()
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.CreateTemp(dir, "filler")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, int64(fs.Bavail)*int64(fs.Bsize)-bytes); err != nil {
+		t.Fatal(err)
+	}
+	return f.Name()
+}
+
+// TestOpenOnFilledXFS: XFS reserves room for the whole of an fallocate, also of
+// what is allocated. A region that nearly fills its filesystem opens all the same;
+// one with a hole for which there is no room does not.
+func TestOpenOnFilledXFS(t *testing.T) {
+	dir := newXFS(t)
+	path := filepath.Join(dir, "region")
+	r := createAt(t, path, 60<<20, Paged)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	leave(t, dir, 8<<20)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, 60<<20); !errors.Is(err, unix.ENOSPC) {
+		t.Logf("this kernel's XFS does not ask for room that it has: %v", err)
+	}
+	if r, err = Open(path, Options{Accept: Paged}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+	if err := unix.Fallocate(int(f.Fd()), punch, 10<<20, 40<<20); err != nil {
+		t.Fatal(err)
+	}
+	leave(t, dir, 8<<20)
+	var full *AllocError
+	if r, err := Open(path, Options{Accept: Paged}); !errors.As(err, &full) {
+		r.Close()
+		t.Errorf("a hole of 40 MiB, with 8 MiB free: %v", err)
+	}
+}
+
+// TestOpenUnshares: a region whose storage a copy shares would need new storage
+// for each first store, and fault where there is none.
+func TestOpenUnshares(t *testing.T) {
+	dir := newXFS(t)
+	path := filepath.Join(dir, "copy")
+	r := createAt(t, filepath.Join(dir, "region"), 60<<20, Paged)
+	for off := 0; off < len(r.Bytes()); off += 4096 { // what was never written is not shared
+		r.Store64(int64(off), 1)
+		r.Flush(int64(off), 8)
+	}
+	if err := errors.Join(r.Fence(), r.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("cp", "--reflink=always", r.Path(), path).CombinedOutput(); err != nil {
+		t.Skipf("cp: %v: %s", err, out)
+	}
+	shared := func() bool {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		extents, err := extentsOf(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.ContainsFunc(extents, func(e extent) bool { return e.shared })
+	}
+	if !shared() {
+		t.Skip("the copy shares nothing")
+	}
+	filler := leave(t, dir, 8<<20)
+	var full *AllocError
+	if r, err := Open(path, Options{Accept: Paged}); !errors.As(err, &full) {
+		r.Close()
+		t.Fatalf("60 MiB shared with a copy, and 8 MiB free: %v", err)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(path, Options{Accept: Paged})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if shared() {
+		t.Error("an open region shares storage")
+	}
+}
