@@ -207,7 +207,7 @@ func (c *checker) tornCopy(i int) bool {
 		return true
 	}
 	differ := 0
-	for k := range bad {
+	for k := range min(len(bad), len(good)) { // the file may end within the second copy's area
 		if bad[k] != good[k] {
 			differ++
 		}
@@ -246,10 +246,12 @@ func (c *checker) journal() error {
 		return err
 	}
 	c.report.Log = stop
-	switch r.Ending {
-	case EndDamaged:
+	switch {
+	case r.Ending == EndDamaged:
 		c.damage("journal", start, "%s", r.Stop)
-	case EndTorn:
+	case m.closedBeyond(r.End):
+		c.damage("journal", start, "the log was closed at LSN %d, and is damaged at LSN %d: %s; the log up to LSN %d is known to be acknowledged; of what lies above only the peer can tell", m.End, r.End, r.Stop, r.Acked)
+	case r.Ending == EndTorn:
 		c.note("journal", start, "torn tail at LSN %d, which the next open cuts off: %s; the log up to LSN %d is known to be acknowledged; whether a crash or damage did it, only the peer can tell", r.End, r.Stop, r.Acked)
 	}
 	return nil

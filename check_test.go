@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -223,5 +224,20 @@ func TestCheckBadBlocks(t *testing.T) {
 	r, err = s.check(false, nil, errors.New("no permission"))
 	if err != nil || r.Damaged || r.Verdict != Sound || len(r.Findings) != 1 {
 		t.Errorf("%v, %+v", err, r)
+	}
+}
+
+// TestCheckOfAFileCutOffInItsMetadata: one that ends within the area of the second
+// copy, with a flip in the first.
+func TestCheckOfAFileCutOffInItsMetadata(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	v := openQuiet(t, mem)
+	if _, err := (transaction{{0, []byte("x")}}).commit(v); err != nil {
+		t.Fatal(err)
+	}
+	image := slices.Clone(mem.b[:metaArea+metaMax+100])
+	image[192] ^= 1
+	if r, err := checkImage(image); err != nil || !r.Damaged {
+		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -2,6 +2,7 @@ package nvmmirror
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"net/netip"
 	"os"
@@ -9,6 +10,11 @@ import (
 	"strings"
 	"testing"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/sys/unix"
+
+	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
@@ -103,5 +109,83 @@ func TestAcceptLossStandalone(t *testing.T) {
 	}
 	if _, err := v.WriteAt([]byte("after"), 0); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFlipBelowTheNotedEnd: where a clean close has noted the end of the log, what
+// is invalid below is damage, and not a torn tail, also above what is known to be
+// acknowledged.
+func TestFlipBelowTheNotedEnd(t *testing.T) {
+	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Block}})
+	b.close()
+	before := a.Status().Committed
+	waiting := begin(context.Background(), a, 100, []byte("durable here, and perhaps there"))
+	a.until("written", func(s Status) bool { return s.Committed > before })
+	a.close()
+	if err := <-waiting; !errors.Is(err, ErrOutcomeUnknown) {
+		t.Fatal(err)
+	}
+	a.change(func(region []byte) {
+		m := metadataOf(t, region)
+		if !m.Clean || m.End <= m.Checkpoint.LSN {
+			t.Fatalf("clean %v, checkpoint %d, end %d", m.Clean, m.Checkpoint.LSN, m.End)
+		}
+		ring := journal.Ring{Bytes: region[m.Journal.Off:m.Journal.end()], Base: m.RingBase}
+		region[m.Journal.Off+int64(ring.Position(m.Checkpoint.LSN))+70] ^= 1
+	})
+	r, err := Check(a.path)
+	if err != nil || !r.Damaged || len(r.Findings) != 1 || !strings.Contains(r.Findings[0].Problem, "the log was closed at LSN") {
+		t.Errorf("check: %v, %+v", err, r)
+	}
+	core, logged := observer.New(zap.ErrorLevel)
+	a.opt.Logger = zap.New(core)
+	a.open()
+	if logged.FilterMessageSnippet("journal damaged").Len() != 1 {
+		t.Errorf("opening it says nothing of it: %v", logged.All())
+	}
+	b.open()
+	a.until("in sync", func(s Status) bool { return s.Peer == "in-sync" })
+}
+
+// TestWrongFileKeepsItsHoles: a file that is no region, or not all of one, is
+// refused before its holes are filled.
+func TestWrongFileKeepsItsHoles(t *testing.T) {
+	for name, write := range map[string]func(f *os.File) error{
+		"foreign": func(f *os.File) error {
+			_, err := f.WriteAt([]byte("not a region"), 0)
+			return errors.Join(err, f.Truncate(64<<20))
+		},
+		"empty": func(f *os.File) error { return f.Truncate(64 << 20) },
+		"cut off": func(f *os.File) error {
+			mem := newImage(t, 64<<20, smallJournal)
+			_, err := f.WriteAt(mem.b[:2*metaArea], 0)
+			return errors.Join(err, f.Truncate(int64(len(mem.b))-blockSize))
+		},
+	} {
+		for _, dir := range []string{shm(t), t.TempDir()} {
+			t.Run(name, func(t *testing.T) {
+				path := filepath.Join(dir, name)
+				f, err := os.Create(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				if err := write(f); err != nil {
+					t.Fatal(err)
+				}
+				var before, after unix.Stat_t
+				if err := unix.Stat(path, &before); err != nil {
+					t.Fatal(err)
+				}
+				_, err = Open(path, Options{Logger: nopLogger})
+				var length *LengthError
+				if !errors.Is(err, ErrNotRegion) && !errors.As(err, &length) || !strings.Contains(err.Error(), path) {
+					t.Errorf("%v", err)
+				}
+				if err := unix.Stat(path, &after); err != nil || after.Blocks != before.Blocks {
+					t.Errorf("%d KiB of it are allocated, %d before: %v", after.Blocks/2, before.Blocks/2, err)
+				}
+			})
+		}
 	}
 }

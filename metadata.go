@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"time"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
@@ -311,8 +313,46 @@ type copies struct {
 	stale  int      // this one
 }
 
+// closedBeyond reports whether a clean close left log at and above an LSN: no crash
+// can have torn it.
+func (m *metadata) closedBeyond(lsn LSN) bool { return m.Clean && lsn < m.End }
+
 // readMetadata reads both copies and takes the newest valid one.
 func readMetadata(mem []byte) (copies, error) { return readCopies(metadataBytes(mem)) }
+
+// lookAt refuses a file that holds no region, a newer one, or a part of one, before
+// it is opened for storing: that fills a file's holes. What cannot be read in this
+// way (a device, a bad page) is opened to be judged.
+func lookAt(path string) error {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var raw [2][]byte
+	for i := range raw {
+		b := make([]byte, metaMax)
+		switch _, err := f.ReadAt(b, int64(i)*metaArea); {
+		case err == nil:
+			raw[i] = b
+		case err != io.EOF:
+			return nil
+		}
+	}
+	c, err := readCopies(raw)
+	var newer *NewerError
+	switch {
+	case errors.Is(err, ErrNotRegion), errors.As(err, &newer):
+		return err
+	case err == nil && info.Size() < c.meta.Data.end():
+		return &LengthError{Have: info.Size(), Want: c.meta.Data.end()}
+	}
+	return nil
+}
 
 // metadataBytes is where the two copies lie; nil for one that is cut off.
 func metadataBytes(mem []byte) (raw [2][]byte) {

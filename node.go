@@ -125,17 +125,70 @@ func (n *node) AcceptLoss() (err error) {
 // damaged, this node says so from now on, whoever asked for it.
 func (n *node) ReadBlocks(first int64, dst []byte, info []replicate.BlockInfo) (applied LSN, err error) {
 	defer pmem.Recover(n.mem, pmem.Arm(), &err)
-	applied, bad, err := n.readBlocks(first, dst, info)
-	if err != nil || bad < 0 {
-		return applied, err
+	for {
+		applied, bad, err := n.readBlocks(first, dst, info)
+		if err != nil || bad < 0 {
+			return applied, err
+		}
+		if !n.v().resum(bad) {
+			return 0, corruptForPeer(bad)
+		}
 	}
-	v := n.v()
+}
+
+// resum does what redo would do with a block that does not match its entry, and
+// that log changes which is yet to be redone: its checksum is taken anew, and the
+// block counts as unverified. A primary that was restarted applies such log only
+// once it serves, but its peer may want the block before. It reports false where
+// the block is damaged, and notes that.
+func (v *Volume) resum(b int64) bool {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
-	if e, ok := v.table.get(bad); !ok || crc32c.Sum(v.block(bad)) != e.crc {
-		v.noteBad(bad, "checksum does not match when read for the peer")
+	e, ok := v.table.get(b)
+	sum := crc32c.Sum(v.block(b))
+	switch {
+	case ok && sum == e.crc:
+	case v.dirty.has(b) || !v.redoes(b):
+		v.noteBad(b, "checksum does not match when read for the peer")
+		return false
+	case !ok:
+		e.lsn = v.Applied()
+		fallthrough
+	default:
+		v.table.set(b, entry{e.lsn, sum, true})
+		v.unverified.add(b)
+		v.bad.remove(b)
+		v.dirty.add(b)
 	}
-	return 0, &CorruptError{What: fmt.Sprintf("block %d", bad), Detail: fmt.Sprintf("checksum does not match; where the peer has no copy of it, write all its %d bytes at offset %d anew", blockSize, bad*blockSize)}
+	return true
+}
+
+// redoes reports whether log that is not applied, and perhaps was before a crash,
+// changes a block. The caller holds applyMu.
+func (v *Volume) redoes(b int64) bool {
+	ring := v.journal.Ring()
+	end := min(v.journal.End(), LSN(v.redoUntil.Load()))
+	var h journal.Header
+	for at := v.Applied(); at < end; at = h.End() {
+		body, err := ring.Segment(at, &h)
+		if err != nil {
+			return false
+		}
+		for records := journal.NewRecords(body); ; {
+			rec, ok, err := records.Next()
+			if !ok || err != nil {
+				break
+			}
+			if rec.Off < (b+1)*blockSize && b*blockSize < rec.Off+int64(len(rec.Data)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func corruptForPeer(b int64) error {
+	return &CorruptError{What: fmt.Sprintf("block %d", b), Detail: fmt.Sprintf("checksum does not match; where the peer has no copy of it, write all its %d bytes at offset %d anew", blockSize, b*blockSize)}
 }
 
 // readBlocks is ReadBlocks that only returns which block is damaged, else -1.

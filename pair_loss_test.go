@@ -381,3 +381,49 @@ func flip(t testing.TB, region []byte, lsn LSN) {
 	ring := journal.Ring{Bytes: region[m.Journal.Off:m.Journal.end():m.Journal.end()], Base: m.RingBase}
 	ring.Raw(lsn, journal.Align)[40] ^= 1
 }
+
+// TestCopyFromRestartedPrimary: power fails at a primary right after it applied its
+// last transaction. Its data, stored past the cache, is durable, its table entry is
+// not, and nothing tells yet that it was acknowledged, so that recovery leaves it.
+// The peer is lost in the same event, and replaced: the copy that it gets holds the
+// block as redo would leave it.
+func TestCopyFromRestartedPrimary(t *testing.T) {
+	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Block}, quiet: true})
+	fill(t, a, 1, 500, 20000) // the ring no longer reaches the log's start
+	quiesce(t, a, b)
+	if err := a.checkpoint(false); err != nil {
+		t.Fatal(err)
+	}
+	before := a.Status().Committed
+	b.wire.link.set(true)
+	const block = 5
+	data := bytes.Repeat([]byte{0xab}, blockSize)
+	waiting := begin(context.Background(), a, block*blockSize, data)
+	a.until("written", func(s Status) bool { return s.Committed > before })
+	a.crash()
+	<-waiting
+	replace(t, b)
+	a.change(func(region []byte) { copy(region[metadataOf(t, region).Data.Off+block*blockSize:], data) })
+	b.wire.link.set(false)
+	a.open()
+	b.open()
+	a.until("in sync", func(s Status) bool { return s.Peer == "in-sync" })
+	a.until("compared", func(s Status) bool { return s.Counters.UnverifiedBlocks == 0 })
+	if s := a.Status(); s.Counters.BadBlocks != 0 {
+		t.Errorf("a block that was still to be redone counted as damaged: %+v", s)
+	}
+	got := make([]byte, blockSize)
+	if _, err := a.ReadAt(got, block*blockSize); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%v: %x…", err, got[:8])
+	}
+	// A block that really is damaged is still found.
+	func() {
+		a.applyMu.Lock()
+		defer a.applyMu.Unlock()
+		a.block(block + 1)[9] ^= 1
+	}()
+	var corrupt *CorruptError
+	if _, err := (*node)(a.Volume).ReadBlocks(block, make([]byte, 2*blockSize), make([]replicate.BlockInfo, 2)); !errors.As(err, &corrupt) {
+		t.Errorf("a damaged block: %v", err)
+	}
+}

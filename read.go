@@ -59,6 +59,9 @@ func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
 		default:
 			err = errors.New("it fails again and again after it was repaired")
 		}
+		if v.closed.Load() {
+			return 0, ErrClosed
+		}
 		if err != nil {
 			return 0, &CorruptError{What: fmt.Sprintf("block %d (bytes %d to %d)", bad, bad*blockSize, (bad+1)*blockSize), Detail: err.Error()}
 		}
@@ -143,6 +146,9 @@ func (v *Volume) judge(b int64) (bad bool, err error) {
 	defer pmem.Recover(v.mem, pmem.Arm(), &err)
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
+	if v.closed.Load() {
+		return false, ErrClosed
+	}
 	if e, ok := v.table.get(b); ok && crc32c.Sum(v.block(b)) == e.crc {
 		return false, nil
 	}
@@ -200,6 +206,9 @@ func (v *Volume) sound(b int64) (ok bool, err error) {
 	defer pmem.Recover(v.mem, pmem.Arm(), &err)
 	v.applyMu.RLock()
 	defer v.applyMu.RUnlock()
+	if v.closed.Load() {
+		return false, ErrClosed
+	}
 	e, ok := v.table.get(b)
 	return ok && crc32c.Sum(v.block(b)) == e.crc, nil
 }
@@ -318,7 +327,11 @@ func (v *Volume) compareUnverified() (some bool) {
 	if n := len(ask); n > 0 {
 		v.badAsked = ask[n-1] + 1
 	}
-	ask = append(ask, v.unverified.some(atOnce-len(ask), 0)...)
+	more := v.unverified.some(atOnce-len(ask), v.compared)
+	if n := len(more); n > 0 {
+		v.compared = more[n-1] + 1
+	}
+	ask = append(ask, more...)
 	v.applyMu.RUnlock()
 	for _, b := range ask {
 		if v.pair.RequestBlock(b) != nil {

@@ -62,6 +62,10 @@ func (v *Volume) recover() (err error) {
 		v.recovery.Damage = scan.Damage.Error()
 		v.log.Error("journal damaged", zap.String("region", v.path), zap.Error(scan.Damage))
 	}
+	if scan.Damage == nil && m.closedBeyond(scan.End) {
+		v.log.Error("journal damaged, above what is known to be acknowledged: what lies there is lost unless the peer has it",
+			zap.String("region", v.path), zap.Uint64("lsn", uint64(scan.End)), zap.Uint64("closed", uint64(m.End)), zap.Error(scan.Stop))
+	}
 	if m.Clean {
 		v.redoUntil.Store(0)
 	}

@@ -97,7 +97,7 @@ func (v *Volume) ready(ctx context.Context) error {
 		return v.pair.NotPrimary() // who is, was not known when it stepped back
 	}
 	if err := v.pair.AwaitServing(ctx); err != nil {
-		return err
+		return v.orClosed(err)
 	}
 	return errOf(v.failed.Load()) // then it never will
 }

@@ -76,6 +76,7 @@ type Volume struct {
 	unverified marks
 	bad        marks
 	badAsked   int64          // where compareUnverified goes on: the checkpointer's
+	compared   int64          // the same, of unverified
 	redoUntil  atomic.Uint64  // segments below were perhaps applied before a crash; changed under applyMu
 	copying    bool           // blocks arrive in a full copy: apply only what is newer
 	copied     map[int64]bool // of the segment that is being applied: blocks that hold it; the log's owner's
@@ -91,6 +92,7 @@ type Volume struct {
 	unstored atomic.Bool           // a repair, or a verdict of damage, has not been flushed
 	failed   atomic.Pointer[error] // a persistence error: final until reopened
 	closed   atomic.Bool
+	closing  sync.Once
 	stop     chan struct{}
 	wg       sync.WaitGroup
 
@@ -199,6 +201,9 @@ func Open(path string, o Options) (*Volume, error) {
 	o, err := o.withDefaults()
 	if err != nil {
 		return nil, err
+	}
+	if err := lookAt(path); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	r, err := pmem.Open(path, pmem.Options{Accept: pmem.Emulated})
 	if err != nil {
@@ -342,15 +347,20 @@ func (v *Volume) takeUp() (err error) {
 
 // Close ends the session with the peer and closes the region, cleanly where
 // that is possible. The role stays. Transactions that wait are given the time
-// that a lost peer would get.
-func (v *Volume) Close() error {
-	if v.closed.Swap(true) {
-		return nil
-	}
+// that a lost peer would get. The volume is closed when it returns; again, it
+// returns nil.
+func (v *Volume) Close() (err error) {
+	v.closing.Do(func() { err = v.close() })
+	return err
+}
+
+func (v *Volume) close() error {
+	v.closed.Store(true)
+	closed := fmt.Errorf("%s: %w", v.path, ErrClosed)
 	ctx, cancel := context.WithTimeout(context.Background(), v.opt.timeout())
 	defer cancel()
 	if v.committer.Acquire(ctx) == nil {
-		v.committer.Close(fmt.Errorf("%s: %w", v.path, ErrClosed), nil)
+		v.committer.Close(closed, nil)
 		if v.committer.Waiting() > 0 && v.pair.Phase() == "in-sync" {
 			v.committer.Drain(ctx)
 		}
@@ -360,7 +370,7 @@ func (v *Volume) Close() error {
 	close(v.stop)
 	v.wg.Wait()
 	v.committer.Acquire(context.Background())
-	v.committer.Close(fmt.Errorf("%s: %w", v.path, ErrClosed), fmt.Errorf("%s: %w", v.path, ErrClosed))
+	v.committer.Close(closed, closed)
 	err := errOf(v.failed.Load())
 	if err == nil {
 		err = v.checkpoint(true)
@@ -368,7 +378,7 @@ func (v *Volume) Close() error {
 	if err != nil {
 		err = fmt.Errorf("%s: not closed cleanly: %w", v.path, err)
 	}
-	v.committer.Release()
+	v.committer.End(closed) // what the role guards is about to go
 	v.failRepairs(ErrClosed)
 	// Readers may still be inside; the mapping goes after them.
 	v.applyMu.Lock()
@@ -385,16 +395,24 @@ func (v *Volume) Size() int64 { return v.size }
 // Promote makes this node the primary. Unforced, it is refused with a
 // [*RefusedError] where that could lose acknowledged data.
 func (v *Volume) Promote(ctx context.Context, force bool) error {
-	return v.pair.Promote(ctx, force)
+	return v.orClosed(v.pair.Promote(ctx, force))
 }
 
 // Demote makes this node a secondary once all that it took is acknowledged.
-func (v *Volume) Demote(ctx context.Context) error { return v.pair.Demote(ctx) }
+func (v *Volume) Demote(ctx context.Context) error { return v.orClosed(v.pair.Demote(ctx)) }
 
 // ContinueAlone makes a primary that waits for its lost peer go on without it.
 // Unforced, it is refused with a [*RefusedError] without the title.
 func (v *Volume) ContinueAlone(ctx context.Context, force bool) error {
-	return v.pair.ContinueAlone(ctx, force)
+	return v.orClosed(v.pair.ContinueAlone(ctx, force))
+}
+
+// orClosed is why something failed: where the volume is being closed, that.
+func (v *Volume) orClosed(err error) error {
+	if err != nil && v.closed.Load() && !errors.Is(err, ErrClosed) {
+		return fmt.Errorf("%s: %w", v.path, ErrClosed)
+	}
+	return err
 }
 
 // fail notes a persistence error: nothing more is acknowledged until the

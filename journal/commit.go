@@ -67,6 +67,7 @@ type Committer struct {
 	waiting []*Request // written, in LSN order
 	claim   []chan struct{}
 	closed  error // why no transaction is taken
+	ended   error // why nobody gets the role any more
 
 	// The driver's.
 	batch          []*Request
@@ -390,6 +391,10 @@ func (c *Committer) grant(r *Request) {
 // anyone else until Release. It has priority over transactions.
 func (c *Committer) Acquire(ctx context.Context) error {
 	c.mu.Lock()
+	if err := c.ended; err != nil {
+		c.mu.Unlock()
+		return err
+	}
 	if !c.driving {
 		c.driving = true
 		c.mu.Unlock()
@@ -404,7 +409,9 @@ func (c *Committer) Acquire(ctx context.Context) error {
 	}
 	select {
 	case <-ch:
-		return nil
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.ended // nil, where the role came with it
 	case <-ctx.Done():
 	}
 	c.mu.Lock()
@@ -413,11 +420,26 @@ func (c *Committer) Acquire(ctx context.Context) error {
 		c.claim = slices.Delete(c.claim, i, i+1)
 		c.claims.Add(-1)
 	}
+	ended := c.ended
 	c.mu.Unlock()
-	if i < 0 { // the role came at the same moment
+	if i < 0 && ended == nil { // the role came at the same moment
 		c.Release()
 	}
 	return ctx.Err()
+}
+
+// End is what the last holder of the role does in place of Release: nobody gets it
+// any more. Transactions are refused with err, and so is Acquire; Tick does nothing.
+func (c *Committer) End(err error) {
+	c.Close(err, err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = err
+	c.claims.Add(-int32(len(c.claim)))
+	for _, ch := range c.claim {
+		close(ch)
+	}
+	c.claim = nil
 }
 
 // Tick drives one round if nobody does. What is left to do then, is the
@@ -430,7 +452,7 @@ func (c *Committer) Tick() {
 	}
 	c.driving = true
 	c.mu.Unlock()
-	for c.step() {
+	for c.claims.Load() == 0 && c.step() {
 	}
 	c.Release()
 }

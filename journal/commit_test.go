@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -397,6 +398,44 @@ func TestCommitterClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Release()
+}
+
+// TestCommitterEnd: after its last holder nobody gets the role, whether he has
+// waited for it or comes later.
+func TestCommitterEnd(t *testing.T) {
+	log := newTestLog(t, 1024*Align, 0)
+	sink := newFakeSink(log, 6)
+	c := openCommitter(t, log, sink, 0)
+	ctx, ended := context.Background(), errors.New("ended")
+	if err := c.Acquire(ctx); err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan error, 2)
+	for range 2 {
+		go func() { waiting <- c.Acquire(ctx) }()
+	}
+	for c.claims.Load() < 2 {
+		runtime.Gosched()
+	}
+	c.End(ended)
+	for range 2 {
+		if err := <-waiting; err != ended {
+			t.Errorf("who has waited: %v", err)
+		}
+	}
+	if err := c.Acquire(ctx); err != ended {
+		t.Errorf("who comes later: %v", err)
+	}
+	sink.driving.Store(1) // whoever drives now complains
+	c.Tick()
+	r := NewRequest()
+	r.Add(0, []byte("x"))
+	if _, err := c.Commit(ctx, r); err != ended {
+		t.Errorf("a transaction: %v", err)
+	}
+	if p := sink.problem.Load(); p != nil {
+		t.Error(*p)
+	}
 }
 
 func TestCommitterRefusesTooLarge(t *testing.T) {

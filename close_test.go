@@ -1,0 +1,124 @@
+package nvmmirror
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+
+	"github.com/nvmmirror/nvmmirror/pmem"
+)
+
+// openStandalone opens a new region of its own.
+func openStandalone(t *testing.T) *Volume {
+	t.Helper()
+	path := filepath.Join(shm(t), "r")
+	if err := Create(path, CreateOptions{Size: smallSize, JournalSize: smallJournal, Accept: pmem.Emulated}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := Open(path, Options{Logger: nopLogger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.Close() })
+	return v
+}
+
+// TestReadBesideClose: a reader that has met a damaged block looks at it again
+// when the mapping may be gone.
+func TestReadBesideClose(t *testing.T) {
+	rounds := 100
+	if testing.Short() {
+		rounds = 20
+	}
+	for range rounds {
+		v := openStandalone(t)
+		v.mem.Bytes()[v.data.Off+7] ^= 1
+		started := make(chan struct{}, 4)
+		var readers sync.WaitGroup
+		for range 4 {
+			readers.Go(func() {
+				p := make([]byte, 100)
+				for first := true; ; first = false {
+					_, err := v.ReadAt(p, 0)
+					var corrupt *CorruptError
+					if first {
+						started <- struct{}{}
+					}
+					if errors.Is(err, ErrClosed) {
+						return
+					}
+					if !errors.As(err, &corrupt) {
+						t.Errorf("a damaged block: %v", err)
+						return
+					}
+				}
+			})
+		}
+		<-started
+		v.Close()
+		readers.Wait()
+	}
+}
+
+// TestRolesBesideClose: who changes the role meanwhile, or afterwards, meets a
+// closed volume and not a mapping that is gone.
+func TestRolesBesideClose(t *testing.T) {
+	rounds := 100
+	if testing.Short() {
+		rounds = 20
+	}
+	ctx := context.Background()
+	for round := range rounds {
+		v := openStandalone(t)
+		var others sync.WaitGroup
+		for _, f := range []func() error{
+			func() error { return v.Demote(ctx) },
+			func() error { return v.Promote(ctx, true) },
+			func() error { return v.ContinueAlone(ctx, true) },
+			v.Close,
+		} {
+			others.Go(func() {
+				for range round {
+					runtime.Gosched()
+				}
+				if err := f(); err != nil && !errors.Is(err, ErrClosed) {
+					t.Error(err)
+				}
+			})
+		}
+		if err := v.Close(); err != nil {
+			t.Error(err)
+		}
+		others.Wait()
+		if _, err := v.WriteAt([]byte("x"), 0); !errors.Is(err, ErrClosed) && !errors.As(err, new(*ErrNotPrimary)) {
+			t.Errorf("a commit afterwards: %v", err)
+		}
+		if err := v.Demote(ctx); err != nil && !errors.Is(err, ErrClosed) {
+			t.Errorf("a demotion afterwards: %v", err)
+		}
+	}
+}
+
+// TestCommitThatWaitsForServiceIsClosed: a primary that waits for its peer takes
+// transactions, and refuses them when it is closed.
+func TestCommitThatWaitsForServiceIsClosed(t *testing.T) {
+	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Block}})
+	b.close()
+	a.close()
+	a.open()
+	v := a.Volume
+	done := begin(context.Background(), a, 0, []byte("x"))
+	a.close()
+	if err := <-done; !errors.Is(err, ErrClosed) {
+		t.Errorf("a commit that waits: %v", err)
+	}
+	if _, err := v.WriteAt([]byte("x"), 0); !errors.Is(err, ErrClosed) {
+		t.Errorf("a commit afterwards: %v", err)
+	}
+	if err := v.ContinueAlone(context.Background(), true); !errors.Is(err, ErrClosed) {
+		t.Errorf("going on alone afterwards: %v", err)
+	}
+}
