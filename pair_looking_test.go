@@ -108,33 +108,37 @@ func TestDemoteWhileLooking(t *testing.T) {
 	}
 }
 
-// A restarted primary is told to follow another one, and the link is lost before it
-// does: it does not serve beside that.
+// A restarted primary hears that its peer is primary as well, and the link is lost
+// before they agree, or before it is told to follow: it does not serve beside that.
 func TestLostBeforeItFollows(t *testing.T) {
-	t.Parallel()
-	a, b := overtaken(t)
-	var cut atomic.Bool
-	b.wire.setCorrupt(func(out []byte) int {
-		i := bytes.Index(out, []byte(`"lease_ns"`))
-		if i >= 0 {
-			out[i] ^= 1 // of the message that tells to follow
-			cut.Store(true)
-		}
-		return i
-	})
-	a.open()
-	a.until("cut", func(Status) bool { return cut.Load() })
-	b.wire.link.set(true)
-	a.peerIs("lost")
-	time.Sleep(2 * a.opt.Peer.Timeout) // in which it would go on
-	if a.Status().Serving {
-		t.Fatal("serves beside the primary that it was told to follow")
+	for _, in := range []string{`"rule"`, `"lease_ns"`} { // of the verdict, of the message that tells to follow
+		t.Run(in, func(t *testing.T) {
+			t.Parallel()
+			a, b := overtaken(t)
+			var cut atomic.Bool
+			b.wire.setCorrupt(func(out []byte) int {
+				i := bytes.Index(out, []byte(in))
+				if i >= 0 {
+					out[i] ^= 1
+					cut.Store(true)
+				}
+				return i
+			})
+			a.open()
+			a.until("cut", func(Status) bool { return cut.Load() })
+			b.wire.link.set(true)
+			a.peerIs("lost")
+			time.Sleep(2 * a.opt.Peer.Timeout) // in which it would go on
+			if a.Status().Serving {
+				t.Fatal("serves beside the primary that it has heard")
+			}
+			b.wire.setCorrupt(nil)
+			b.wire.link.set(false)
+			b.inSync()
+			a.roleIs("secondary")
+			identical(t, b, a)
+		})
 	}
-	b.wire.setCorrupt(nil)
-	b.wire.link.set(false)
-	b.inSync()
-	a.roleIs("secondary")
-	identical(t, b, a)
 }
 
 // Under policy alone, a primary does not go alone by itself beside another one.

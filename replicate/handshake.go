@@ -151,6 +151,9 @@ func (p *Pair) handshake(s *session) error {
 	s.id = nonce ^ s.nonce | 1
 	s.established.Store(true)
 	theirs := s.peer
+	if theirs.Role == Primary {
+		p.rival.Store(true) // before the verdict, which may not come: it is no longer unheard
+	}
 	p.noteDiffers(p.policy().differs(s.policy))
 
 	common := Common(mine, theirs)
