@@ -109,16 +109,15 @@ func (v *Volume) readOnce(p []byte, off int64) (bad int64, err error) {
 
 // readable says why this node serves no reads.
 func (v *Volume) readable() error {
-	leased := v.pair.Leased() // before the role: a step-down changes that first
 	switch {
 	case v.failed.Load() != nil:
 		return *v.failed.Load()
+	case v.pair.Leased():
+		return nil
 	case v.pair.Role() != replicate.Primary:
 		return v.pair.NotPrimary()
-	case !v.pair.Serving() || !leased:
-		return ErrNoLease
 	}
-	return nil
+	return ErrNoLease
 }
 
 // repair fetches a block from the peer, once: where the peer's block is of

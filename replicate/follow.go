@@ -29,7 +29,7 @@ func (p *Pair) follow(s *session, v Verdict) error {
 		return err
 	}
 	p.node.Committer().Close(p.notPrimary(), fmt.Errorf("the peer went on as primary"))
-	p.serving.Store(false)
+	p.change(func(m *mode) { m.serving = false })
 	p.readied.Do(func() { close(p.ready) })
 	p.node.Committer().Release()
 
@@ -74,10 +74,7 @@ func (p *Pair) follow(s *session, v Verdict) error {
 		}
 	}
 	s.send(message{typ: msgFollowed, a: uint64(log.End()), b: uint64(p.node.Checkpoint())}, nil)
-	p.role.Store(uint32(Secondary))
-	// Not before: a primary that requires nobody counts all of its log as
-	// acknowledged, and reads without a lease.
-	p.required.Store(false)
+	p.mode.Store(&mode{role: Secondary})
 	s.lanes.done = log.End()
 	s.lanes.open(laneReceives, s.many)
 	return (&receiver{p: p, s: s, log: log, apply: true, full: f.Full}).run()

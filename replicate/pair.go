@@ -86,28 +86,26 @@ type Pair struct {
 	current      atomic.Pointer[session] // that runs, for lanes to find
 	insync       atomic.Pointer[session] // set by join; only the role's holder uses it
 	follower     atomic.Pointer[session] // of async mode: wake it for new log
-	required     atomic.Bool             // acknowledgements need the peer
+	mode         atomic.Pointer[mode]    // see change
 	pin          atomic.Uint64           // the ring is kept from here on; max: no one needs it
 	peerAcked    atomic.Uint64           // what the peer has persisted, or says is acknowledged
 	leaseUntil   atomic.Int64            // by now(); of reads on a primary that requires its peer
 	lastAnswer   atomic.Int64            // by now(); of a secondary's last echo
 	sessionEnded atomic.Int64            // by now(); when the last session ended
-	role         atomic.Uint32
-	copied       atomic.Int64 // bytes of a full copy so far
+	copied       atomic.Int64            // bytes of a full copy so far
 
 	// Of run, and of the session goroutine that it waits for.
 	ready     chan struct{} // closed once the node serves, or will not as it is
 	readied   sync.Once
 	wantTitle atomic.Bool          // a promotion waits for the title
 	claim     atomic.Pointer[call] // a promotion of a blank node, for the session to do
-	serving   atomic.Bool
-	looking   atomic.Bool   // a restarted primary that needs nobody: it looks for its peer first
-	rival     atomic.Bool   // the peer was another primary at the last handshake
-	fresh     bool          // a primary that has not minted an epoch since it started
-	sessions  int           // so far
-	unsound   journal.LSN   // log below is not sent: it is damaged here
-	lost      time.Duration // by now(); when the peer was last heard of
-	told      []string      // why it cannot be reached, as logged since then, without figures
+	looking   atomic.Bool          // a restarted primary that needs nobody: it looks for its peer first
+	rival     atomic.Bool          // the peer was another primary at the last handshake
+	fresh     bool                 // a primary that has not minted an epoch since it started
+	sessions  int                  // so far
+	unsound   journal.LSN          // log below is not sent: it is damaged here
+	lost      time.Duration        // by now(); when the peer was last heard of
+	told      []string             // why it cannot be reached, as logged since then, without figures
 
 	mu      sync.Mutex
 	phase   phase
@@ -116,6 +114,22 @@ type Pair struct {
 	differs string  // in what the peer is configured differently
 	wanted  []int64 // blocks to fetch from the peer
 	asked   []int64 // those that a session has asked for
+}
+
+// mode is what a node is and does. It changes as a whole: who looks meanwhile,
+// as readers and checkpoints do, sees no half of a change.
+type mode struct {
+	role     Role
+	required bool // acknowledgements need the peer
+	serving  bool // transactions are taken
+}
+
+// change changes the mode. The caller has the role, or its session has closed
+// the committer.
+func (p *Pair) change(f func(*mode)) {
+	m := *p.mode.Load()
+	f(&m)
+	p.mode.Store(&m)
 }
 
 type phase uint8
@@ -167,6 +181,7 @@ func New(node Node, cfg Config) *Pair {
 	}
 	p.ready = make(chan struct{})
 	p.heartbeat, p.lease = Timing(cfg.Timeout)
+	p.mode.Store(new(mode))
 	p.pin.Store(math.MaxUint64)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p

@@ -307,7 +307,7 @@ func (p *Pair) join(s *session) error {
 	if held {
 		p.renewLease(p.now())
 	}
-	p.required.Store(!p.cfg.Async)
+	p.change(func(m *mode) { m.required = !p.cfg.Async })
 
 	j.History = st.History
 	asked := p.now()

@@ -51,7 +51,7 @@ func (p *Pair) mint(peerIn bool, more func(*State)) error {
 	}
 	last := p.node.State().History.Last()
 	p.node.Log().SetEpoch(last.Epoch)
-	p.required.Store(last.BothIn())
+	p.change(func(m *mode) { m.required = last.BothIn() })
 	p.fresh = false
 	p.looking.Store(false)
 	return nil
@@ -61,16 +61,15 @@ func (p *Pair) mint(peerIn bool, more func(*State)) error {
 // has the role.
 func (p *Pair) serve() error {
 	acked := p.node.Log().End()
-	if p.required.Load() {
+	if p.Required() {
 		acked = min(acked, p.ackedHint())
 	}
 	// Before anything is read: it may have been acknowledged before a restart.
 	if err := p.node.Apply(acked); err != nil {
 		return err
 	}
-	p.role.Store(uint32(Primary))
 	p.node.Committer().Open(acked, p.node.Applied())
-	p.serving.Store(true)
+	p.change(func(m *mode) { m.role, m.serving = Primary, true })
 	p.readied.Do(func() { close(p.ready) })
 	return nil
 }
@@ -78,10 +77,9 @@ func (p *Pair) serve() error {
 // resume takes up the role that the region remembers.
 func (p *Pair) resume() error {
 	st := p.node.State()
-	p.role.Store(uint32(st.Role))
 	last := st.History.Last()
 	needsPeer := last.PeerIn && (!last.Async || !p.cfg.Async)
-	p.required.Store(st.Role == Primary && needsPeer)
+	p.mode.Store(&mode{role: st.Role, required: st.Role == Primary && needsPeer})
 	c := p.node.Committer()
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
@@ -139,7 +137,7 @@ func (p *Pair) goOn() error {
 // without it; ok is false where it does not.
 func (p *Pair) untilAlone() (d time.Duration, ok bool) {
 	st := p.node.State()
-	may := !p.rival.Load() && (p.looking.Load() || p.required.Load() && st.Alone && st.Title)
+	may := !p.rival.Load() && (p.looking.Load() || p.Required() && st.Alone && st.Title)
 	if !may || st.Role != Primary || p.node.Damaged() || p.node.Failed() != nil {
 		return 0, false
 	}
@@ -195,7 +193,7 @@ func (p *Pair) asPrimary(f func() error) error {
 // it: unforced only with the title, since without it the peer may have been
 // promoted.
 func (p *Pair) ContinueAlone(ctx context.Context, force bool) error {
-	alone := func() bool { return p.Role() == Primary && !p.required.Load() && p.serving.Load() }
+	alone := func() bool { return *p.mode.Load() == mode{role: Primary, serving: true} }
 	if err := p.mayGoAlone(force); err != nil || alone() {
 		return err
 	}
@@ -214,7 +212,7 @@ func (p *Pair) mayGoAlone(force bool) error {
 	switch {
 	case st.Role != Primary:
 		return fmt.Errorf("only a primary can continue alone: %w", p.notPrimary())
-	case !p.required.Load() && p.serving.Load():
+	case !p.Required() && p.Serving():
 		return nil // it does not need the peer
 	case p.node.Damaged() && !force:
 		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the peer, which can repair it, or force it and lose that"}
@@ -365,14 +363,14 @@ func (p *Pair) becomePrimary() error {
 // until those that it took are acknowledged, and gives the role up. The peer
 // can then be promoted.
 func (p *Pair) Demote(ctx context.Context) error {
-	if Role(p.role.Load()) != Primary {
+	if p.Role() != Primary {
 		return nil
 	}
 	c := p.node.Committer()
 	if err := c.Acquire(ctx); err != nil {
 		return err
 	}
-	if p.required.Load() && p.insync.Load() == nil {
+	if p.Required() && p.insync.Load() == nil {
 		c.Release()
 		return &RefusedError{"the peer is required and not in sync: nobody could take over what waits here; reconnect it, or continue alone first"}
 	}
@@ -436,15 +434,11 @@ func (p *Pair) stepDown() error {
 	return p.stepDownLocked()
 }
 
-// stepDownLocked changes what readers and checkpoints look at in an order: who
-// sees that the peer is not required any more sees the new role as well.
 func (p *Pair) stepDownLocked() error {
 	if err := p.node.Update(func(st *State) error { st.Role = Secondary; return nil }); err != nil {
 		return err
 	}
-	p.role.Store(uint32(Secondary))
-	p.required.Store(false)
-	p.serving.Store(false)
+	p.mode.Store(&mode{role: Secondary})
 	p.readied.Do(func() { close(p.ready) })
 	p.fresh = false
 	p.looking.Store(false)

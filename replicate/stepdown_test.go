@@ -40,9 +40,8 @@ func TestStepDownAcknowledgesNothing(t *testing.T) {
 	var rounds, seen atomic.Int64
 	primaryAgain := func() {
 		rounds.Add(1) // odd: what is seen counts for nothing
-		p.required.Store(true)
 		n.st.Role = Primary
-		p.role.Store(uint32(Primary))
+		p.mode.Store(&mode{role: Primary, required: true})
 		rounds.Add(1)
 	}
 	primaryAgain()

@@ -27,10 +27,10 @@ func (p *Pair) Progress() (acked, limit journal.LSN) {
 	if pin := p.pin.Load(); pin != math.MaxUint64 {
 		limit = min(limit, journal.LSN(pin)+size)
 	}
-	switch {
-	case !p.serving.Load():
+	switch m := p.mode.Load(); {
+	case !m.serving:
 		acked = 0 // the log is a session's, which applies it itself
-	case !p.required.Load():
+	case !m.required:
 		acked = end
 	}
 	return acked, limit
@@ -61,16 +61,17 @@ func (p *Pair) renewLease(sent time.Duration) {
 	}
 }
 
-// Leased reports whether this primary may serve a read that it has just done:
-// it is alone by decision, or its lease has not run out, so that no one can
-// have been promoted.
+// Leased reports whether this node may serve a read that it has just done: it is
+// a primary that serves, and alone by decision, or its lease has not run out, so
+// that no one can have been promoted.
 func (p *Pair) Leased() bool {
-	return !p.required.Load() || int64(p.now()) < p.leaseUntil.Load()
+	m := p.mode.Load()
+	return m.role == Primary && m.serving && (!m.required || int64(p.now()) < p.leaseUntil.Load())
 }
 
 // Serving reports whether transactions are taken; on a secondary they are
 // refused.
-func (p *Pair) Serving() bool { return p.serving.Load() }
+func (p *Pair) Serving() bool { return p.mode.Load().serving }
 
 // Failed ends the wait of those who wait for a node to serve that will not.
 func (p *Pair) Failed() { p.readied.Do(func() { close(p.ready) }) }
@@ -79,7 +80,7 @@ func (p *Pair) Failed() { p.readied.Do(func() { close(p.ready) }) }
 // has been heard, or it goes on alone by decision. It returns at once on a
 // secondary.
 func (p *Pair) AwaitServing(ctx context.Context) error {
-	if Role(p.role.Load()) != Primary {
+	if p.Role() != Primary {
 		return nil // the committer says so
 	}
 	select {
@@ -98,20 +99,20 @@ func (p *Pair) ackedHint() journal.LSN { return journal.LSN(p.peerAcked.Load()) 
 // on a secondary what the primary said of it.
 func (p *Pair) Acked() journal.LSN {
 	end := p.node.Log().End()
-	if alone := !p.required.Load(); alone && p.Role() == Primary { // in this order
+	if m := p.mode.Load(); m.role == Primary && !m.required {
 		return end
 	}
 	return min(end, p.ackedHint())
 }
 
 // Role is what the node is now.
-func (p *Pair) Role() Role { return Role(p.role.Load()) }
+func (p *Pair) Role() Role { return p.mode.Load().role }
 
 // NotPrimary is the error that says who is.
 func (p *Pair) NotPrimary() error { return p.notPrimary() }
 
 // Required reports whether acknowledgements need the peer.
-func (p *Pair) Required() bool { return p.required.Load() }
+func (p *Pair) Required() bool { return p.mode.Load().required }
 
 // Status is the pair as status shows it.
 type Status struct {
