@@ -10,6 +10,8 @@ import (
 	"github.com/nvmmirror/nvmmirror/journal"
 )
 
+// message takes a message. The piece of log in a frame goes straight to its
+// place; every other body is read, and checked, first.
 func (r *receiver) message() error {
 	s := r.s
 	var m message
@@ -19,38 +21,25 @@ func (r *receiver) message() error {
 	if m.session != s.id {
 		return &WireError{fmt.Sprintf("message of session %x in session %x", m.session, s.id)}
 	}
-	switch m.typ {
-	case msgFrame:
-		s.r += headerSize
-		return r.frame(&m)
-	case msgBlocks:
-		s.r += headerSize
-		return r.blocks(&m)
-	case msgJoin: // its history can be longer than the stage
-		s.r += headerSize
-		body := make([]byte, m.length)
-		if err := s.readFull(body); err != nil {
-			return err
-		}
-		if err := s.checkBody(&m, body); err != nil {
-			return err
-		}
-		return r.join(body)
-	}
 	s.r += headerSize
+	if m.typ == msgFrame {
+		return r.frame(&m)
+	}
 	r.body = slices.Grow(r.body[:0], int(m.length))[:m.length]
 	body := r.body
-	if m.length > 0 {
-		if err := s.readFull(body); err != nil {
-			return err
-		}
-		if err := s.checkBody(&m, body); err != nil {
-			return err
-		}
+	if err := s.readFull(body); err != nil {
+		return err
+	}
+	if err := s.checkBody(&m, body); err != nil {
+		return err
 	}
 	switch m.typ {
 	case msgSpread:
 		return r.spread(&m, body)
+	case msgBlocks:
+		return r.blocks(&m, body)
+	case msgJoin:
+		return r.join(body)
 	case msgHeartbeat:
 		s.echo = m.a
 		r.hint = journal.LSN(m.b)
@@ -135,14 +124,7 @@ func (r *receiver) frame(m *message) error {
 }
 
 // blocks takes blocks of a full copy, or the answer to a repair request.
-func (r *receiver) blocks(m *message) error {
-	body := make([]byte, m.length)
-	if err := r.s.readFull(body); err != nil {
-		return err
-	}
-	if err := r.s.checkBody(m, body); err != nil {
-		return err
-	}
+func (r *receiver) blocks(m *message, body []byte) error {
 	if !r.full {
 		return r.p.takeRepair(m, body)
 	}
