@@ -22,12 +22,9 @@ func (v *Volume) apply(upTo LSN) (err error) {
 	ring := v.journal.Ring()
 	var h journal.Header
 	for at := v.Applied(); at < upTo; at = h.End() {
-		body, err := v.segment(ring, at, &h)
-		if err != nil {
-			return fmt.Errorf("the journal changed after it was written: %w", err)
-		}
-		if h.Prev != v.chain || h.End() > upTo {
-			return fmt.Errorf("the journal changed after it was written: the segment at LSN %d is not the one that was", at)
+		var body []byte
+		if body, v.blockSums, err = verified(ring, at, upTo, v.chain, &h, nil, v.blockSums[:0]); err != nil {
+			return err
 		}
 		if err := v.applySegment(&h, body); err != nil {
 			return err
@@ -39,26 +36,35 @@ func (v *Volume) apply(upTo LSN) (err error) {
 	return nil
 }
 
-// segment decodes and verifies the segment at an LSN, and takes the checksums
-// of the whole blocks in it into blockSums.
-func (v *Volume) segment(ring journal.Ring, at LSN, h *journal.Header) (body []byte, err error) {
-	v.blockSums = v.blockSums[:0]
-	if err := ring.Header(at, h); err != nil {
-		return nil, err
+// verified is the body of the segment at an LSN, nil for padding. It has been
+// found valid before, but may have lain in memory for long: it must still be
+// what was written, behind a segment with checksum chain, and end by upTo. known
+// and sums are those of sumBody.
+func verified(ring journal.Ring, at, upTo LSN, chain uint32, h *journal.Header, known, sums []uint32) (body []byte, all []uint32, err error) {
+	err = ring.Header(at, h)
+	switch {
+	case err != nil:
+	case h.Prev != chain || h.End() > upTo:
+		err = fmt.Errorf("the segment at LSN %d is not the one that was", at)
+	case !h.Pad:
+		var crc uint32
+		body = ring.Raw(at, int(h.Length))[journal.HeaderSize:]
+		crc, sums = sumBody(body, known, sums)
+		err = journal.CheckSum(h, crc)
 	}
-	if h.Pad || h.Length < blockSize {
-		return ring.Segment(at, h)
+	if err != nil {
+		return nil, sums, fmt.Errorf("the journal changed after it was written: %w", err)
 	}
-	body = ring.Raw(at, int(h.Length))[journal.HeaderSize:]
-	var crc uint32
-	crc, _, v.blockSums = sumBody(body, nil, v.blockSums)
-	return body, journal.CheckSum(h, crc)
+	return body, sums, nil
 }
 
 // sumBody is the checksum of a segment's body. It appends those of the whole
 // blocks that its records cover to sums, on the way, so that its bytes are read
-// once for both. What is in known are the first of them; it returns the rest.
-func sumBody(body []byte, known, sums []uint32) (crc uint32, left, all []uint32) {
+// once for both. What is in known are the first of them.
+func sumBody(body []byte, known, sums []uint32) (crc uint32, all []uint32) {
+	if len(body) < blockSize {
+		return crc32c.Sum(body), sums
+	}
 	summed := 0
 	for records := journal.NewRecords(body); ; {
 		data := records.Position() + journal.RecordHeaderSize
@@ -82,7 +88,7 @@ func sumBody(body []byte, known, sums []uint32) (crc uint32, left, all []uint32)
 			summed = data + i + blockSize
 		}
 	}
-	return crc32c.Update(crc, body[summed:]), known, sums
+	return crc32c.Update(crc, body[summed:]), sums
 }
 
 // applySegment applies one segment while no reader looks.

@@ -1,8 +1,6 @@
 package nvmmirror
 
 import (
-	"fmt"
-
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/internal/parts"
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -34,7 +32,7 @@ func (s *scanSums) sum(h *journal.Header, body []byte) (crc uint32) {
 		return crc32c.Sum(body)
 	}
 	if s.next == len(s.crcs) && !s.ahead(h) {
-		crc, _, s.blocks = sumBody(body, nil, s.blocks)
+		crc, s.blocks = sumBody(body, nil, s.blocks)
 		return crc
 	}
 	s.next++
@@ -78,7 +76,7 @@ func (s *scanSums) take(first *journal.Header) (err error) {
 		defer pmem.Recover(s.mem, pmem.Arm(), &err)
 		s.found[i] = s.found[i][:0]
 		for k := len(s.bodies) * i / n; k < len(s.bodies)*(i+1)/n; k++ {
-			s.crcs[k], _, s.found[i] = sumBody(s.bodies[k], nil, s.found[i])
+			s.crcs[k], s.found[i] = sumBody(s.bodies[k], nil, s.found[i])
 		}
 		return nil
 	})
@@ -129,21 +127,13 @@ func (v *Volume) redoPart(of part, from, upTo LSN, sums []uint32) (chain uint32,
 	var h journal.Header
 	var scratch []uint32
 	for at := from; at < upTo; at = h.End() {
-		if err := ring.Header(at, &h); err != nil {
-			return 0, fmt.Errorf("the journal changed after it was written: %w", err)
-		}
-		if h.Prev != chain || h.End() > upTo {
-			return 0, fmt.Errorf("the journal changed after it was written: the segment at LSN %d is not the one that was", at)
+		var body []byte
+		if body, scratch, err = verified(ring, at, upTo, chain, &h, sums, scratch[:0]); err != nil {
+			return 0, err
 		}
 		chain = h.CRC
 		if h.Pad {
 			continue
-		}
-		body := ring.Raw(at, int(h.Length))[journal.HeaderSize:]
-		var crc uint32
-		crc, _, scratch = sumBody(body, sums, scratch[:0])
-		if err := journal.CheckSum(&h, crc); err != nil {
-			return 0, fmt.Errorf("the journal changed after it was written: %w", err)
 		}
 		if sums, err = v.applyRecords(&h, body, sums, of, false); err != nil {
 			return 0, err
