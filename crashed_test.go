@@ -118,7 +118,7 @@ func (c *crashed) recoverImage(mem *heapMemory) (o outcome) {
 		return outcome{err: err}
 	}
 	data, bad := blockContent(v)
-	o = outcome{damaged: v.damageTo.Load() != 0, bad: len(bad), end: v.journal.End(), redone: map[int64]bool{}}
+	o = outcome{damaged: v.damage.Load() != nil, bad: len(bad), end: v.journal.End(), redone: map[int64]bool{}}
 	for b := range v.meta.Size / blockSize {
 		if v.unverified.has(b) {
 			o.redone[b] = true

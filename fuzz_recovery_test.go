@@ -97,7 +97,7 @@ func FuzzRecoverSegments(f *testing.F) {
 			}
 			return
 		}
-		if v.damageTo.Load() != 0 {
+		if v.damage.Load() != nil {
 			return // a standalone start refuses it
 		}
 		data, bad := blockContent(v)

@@ -62,7 +62,7 @@ func FuzzOpen(f *testing.F) {
 			if !typed(err) {
 				t.Fatalf("%v (%T)", err, err)
 			}
-		case seal || v.damageTo.Load() != 0:
+		case seal || v.damage.Load() != nil:
 		default:
 			data, bad := blockContent(v)
 			for b := range m.Size / blockSize {

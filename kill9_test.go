@@ -235,7 +235,7 @@ func (r *crashRig) verify(acked [crashStripes]int) error {
 	if err != nil {
 		return err
 	}
-	if v.damageTo.Load() != 0 {
+	if v.damage.Load() != nil {
 		return errors.New(v.recovery.Damage)
 	}
 	data, bad := blockContent(v)

@@ -24,10 +24,13 @@ func (n *node) Committer() *journal.Committer { return n.committer }
 func (n *node) Checkpoint() LSN               { return n.v().Checkpoint() }
 func (n *node) Applied() LSN                  { return n.v().Applied() }
 func (n *node) Apply(upTo LSN) error          { return n.v().apply(upTo) }
-func (n *node) Damaged() bool                 { return n.journal.End() < LSN(n.damageTo.Load()) }
-func (n *node) Geometry() replicate.Geometry  { return n.v().geometry() }
-func (v *Volume) geometry() replicate.Geometry {
-	return replicate.Geometry{Size: v.size, Journal: v.ring.Len, Block: blockSize}
+func (n *node) Geometry() replicate.Geometry {
+	return replicate.Geometry{Size: n.size, Journal: n.ring.Len, Block: blockSize}
+}
+
+func (n *node) Damaged() bool {
+	d := n.damage.Load()
+	return d != nil && n.journal.End() < d.Acked
 }
 
 func (n *node) State() replicate.State {
@@ -55,7 +58,7 @@ func (n *node) Truncate(lsn LSN, chain uint32) error {
 		return fmt.Errorf("the log was applied up to LSN %d, it cannot be cut at %d", n.Applied(), lsn)
 	}
 	n.journal.Reset(lsn, chain)
-	if n.damageTo.Load() == 0 {
+	if n.damage.Load() == nil {
 		// What takes its place was never applied before: it is no redo.
 		n.applyMu.Lock()
 		n.redoUntil.Store(min(n.redoUntil.Load(), uint64(lsn)))
@@ -116,7 +119,7 @@ func (n *node) AcceptLoss() (err error) {
 	v.chain = 0
 	v.applied.Store(uint64(start))
 	v.checkpointed.Store(uint64(start))
-	v.damageTo.Store(0)
+	v.damage.Store(nil)
 	v.redoUntil.Store(0)
 	return nil
 }
@@ -237,7 +240,7 @@ func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
 	v.applied.Store(uint64(r.Fork))
 	v.checkpointed.Store(uint64(r.Fork))
 	v.copying = true
-	v.damageTo.Store(0)
+	v.damage.Store(nil)
 	v.redoUntil.Store(0)
 	v.unverified.reset()
 	v.bad.reset()

@@ -211,7 +211,7 @@ func TestGapWhileCatchingUp(t *testing.T) {
 		d.a.open()
 		d.until("alone once more", d.a.serves)
 		d.b.open()
-		if d.b.v.damageTo.Load() != 0 {
+		if d.b.v.damage.Load() != nil {
 			d.t.Fatalf("seed %d: %s", d.seed, d.b.v.recovery.Damage)
 		}
 		d.partition(false)
@@ -245,7 +245,7 @@ func TestGapAtANewRegion(t *testing.T) {
 			gaps++
 		}
 		d.b.open()
-		if d.b.v.damageTo.Load() != 0 {
+		if d.b.v.damage.Load() != nil {
 			d.t.Fatalf("seed %d: %s", d.seed, d.b.v.recovery.Damage)
 		}
 		d.until("in sync", d.every(nil, d.inSync))

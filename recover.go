@@ -56,9 +56,8 @@ func (v *Volume) recover() (err error) {
 	}
 	v.redoUntil.Store(uint64(scan.End))
 	if scan.Damage != nil {
-		v.damage = scan.Damage
-		v.damageTo.Store(uint64(max(scan.End, scan.Acked)))
-		v.redoUntil.Store(uint64(max(scan.End, scan.Acked)))
+		v.damage.Store(scan.Damage)
+		v.redoUntil.Store(uint64(scan.Damage.Acked))
 		v.recovery.Damage = scan.Damage.Error()
 		v.log.Error("journal damaged", zap.String("region", v.path), zap.Error(scan.Damage))
 	}

@@ -225,7 +225,7 @@ func (w *simWorld) recover(img *sim.Memory) (content []byte, n int, err error) {
 	if v.copying {
 		return nil, 0, errInconsistent
 	}
-	if v.damageTo.Load() != 0 {
+	if v.damage.Load() != nil {
 		return nil, 0, errDamaged
 	}
 	content = bytes.Clone(img.Bytes()[v.data.Off : v.data.Off+simSize])
@@ -379,7 +379,7 @@ func (w *simWorld) lose() {
 	w.lossy = true
 	o, _ := Options{}.withDefaults()
 	v, err := openMemory("sim", w.mem, o)
-	if err != nil || v.damageTo.Load() == 0 {
+	if err != nil || v.damage.Load() == nil {
 		w.t.Fatal("the log is not damaged: ", err)
 	}
 	w.v = v

@@ -87,10 +87,9 @@ type Volume struct {
 	resting      atomic.Bool   // the checkpointer waits longer: whoever applies kicks it
 	wake         chan struct{} // of a driver that waits without a session
 
-	damage   *journal.DamageError  // of the journal, when the region was opened
-	damageTo atomic.Uint64         // of a damaged journal: log was acknowledged up to here; else 0
-	unstored atomic.Bool           // a repair, or a verdict of damage, has not been flushed
-	failed   atomic.Pointer[error] // a persistence error: final until reopened
+	damage   atomic.Pointer[journal.DamageError] // of the journal, when the region was opened; nil once it started over
+	unstored atomic.Bool                         // a repair, or a verdict of damage, has not been flushed
+	failed   atomic.Pointer[error]               // a persistence error: final until reopened
 	closed   atomic.Bool
 	closing  sync.Once
 	stop     chan struct{}
@@ -312,8 +311,8 @@ func (v *Volume) takeUp() (err error) {
 	if err != nil {
 		return err
 	}
-	if v.damageTo.Load() != 0 && cfg.Transport == nil && !v.opt.AcceptLoss {
-		return fmt.Errorf("%w; this region is opened without a peer: open it with its peer, restore it, or accept the loss of what lies behind the damage (serve --accept-loss)", v.damage)
+	if damage := v.damage.Load(); damage != nil && cfg.Transport == nil && !v.opt.AcceptLoss {
+		return fmt.Errorf("%w; this region is opened without a peer: open it with its peer, restore it, or accept the loss of what lies behind the damage (serve --accept-loss)", damage)
 	}
 	v.pair = replicate.New((*node)(v), cfg)
 	defer func() {
@@ -336,7 +335,7 @@ func (v *Volume) takeUp() (err error) {
 	}
 	// Where a peer is required that may have been promoted, that is not accepted
 	// as well: the node waits for an operator.
-	if v.damageTo.Load() != 0 && cfg.Transport == nil && v.pair.Role() == replicate.Primary && (v.meta.State.Title || !v.pair.Required()) {
+	if v.damage.Load() != nil && cfg.Transport == nil && v.pair.Role() == replicate.Primary && (v.meta.State.Title || !v.pair.Required()) {
 		if err := v.pair.ContinueAlone(context.Background(), true); err != nil {
 			return err
 		}
