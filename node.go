@@ -115,13 +115,20 @@ func (n *node) AcceptLoss() (err error) {
 		return err
 	}
 	clear(v.dirty)
-	v.journal.Reset(start, 0)
-	v.chain = 0
-	v.applied.Store(uint64(start))
-	v.checkpointed.Store(uint64(start))
+	v.startOver(start, 0)
+	return nil
+}
+
+// startOver makes the log begin at an LSN, behind a segment with checksum chain,
+// and the data hold it up to there, as the metadata already says. The caller
+// holds applyMu.
+func (v *Volume) startOver(at LSN, chain uint32) {
+	v.journal.Reset(at, chain)
+	v.chain = chain
+	v.applied.Store(uint64(at))
+	v.checkpointed.Store(uint64(at))
 	v.damage.Store(nil)
 	v.redoUntil.Store(0)
-	return nil
 }
 
 // ReadBlocks reads and verifies blocks while nothing is applied. Where one is
@@ -235,13 +242,8 @@ func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	v.journal.Rebase(r.Base)
-	v.journal.Reset(r.Fork, r.Chain)
-	v.chain = r.Chain
-	v.applied.Store(uint64(r.Fork))
-	v.checkpointed.Store(uint64(r.Fork))
+	v.startOver(r.Fork, r.Chain)
 	v.copying = true
-	v.damage.Store(nil)
-	v.redoUntil.Store(0)
 	v.unverified.reset()
 	v.bad.reset()
 	return nil

@@ -20,21 +20,18 @@ const copyUnfinished = "a full copy onto this node did not finish"
 func (v *Volume) recover() (err error) {
 	defer pmem.Recover(v.mem, pmem.Arm(), &err)
 	m := &v.meta
-	ckpt := m.Checkpoint
-	v.chain = ckpt.Chain
-	v.applied.Store(uint64(ckpt.LSN))
-	v.checkpointed.Store(uint64(ckpt.LSN))
 	if r := m.State.Resync; r != nil {
-		v.journal.Reset(r.Fork, r.Chain)
+		v.startOver(r.Fork, r.Chain)
 		v.journal.SetEpoch(r.Epoch)
-		v.chain = r.Chain
-		v.applied.Store(uint64(r.Fork))
-		v.checkpointed.Store(uint64(r.Fork))
 		v.copying = true
 		v.recovery = Recovery{From: r.Fork, End: r.Fork, Applied: r.Fork, Stop: copyUnfinished}
 		v.log.Warn("inconsistent: a full copy onto this node did not finish", zap.String("region", v.path))
 		return nil
 	}
+	ckpt := m.Checkpoint
+	v.chain = ckpt.Chain
+	v.applied.Store(uint64(ckpt.LSN))
+	v.checkpointed.Store(uint64(ckpt.LSN))
 	sums := scanSums{mem: v.mem, ring: v.journal.Ring(), history: m.State.History}
 	scan, err := survey(v.mem.Bytes(), m, sums.sum)
 	if err != nil {
