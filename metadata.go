@@ -54,22 +54,21 @@ import (
 // to copy B, fenced (B first where it is damaged), and only then acted upon. So a torn write leaves the other
 // copy, and one flipped bit never revives an older state.
 const (
-	metaVersion  = 1
-	metaFixed    = 256
-	metaEntry    = 32
-	metaMax      = metaFixed + journal.MaxHistory*metaEntry + 4
-	metaArea     = pmem.AreaAlign
-	blockSize    = replicate.BlockSize
-	tableEntry   = 16
-	entryPeerIn  = 1
-	entryAsync   = 2
-	flagPrimary  = 1
-	flagTitle    = 2
-	flagAlone    = 4
-	flagClean    = 8
-	flagResync   = 16
-	knownFlags   = flagPrimary | flagTitle | flagAlone | flagClean | flagResync
-	magicVersion = 12 // bytes that are never laid out differently
+	metaVersion = 1
+	metaFixed   = 256
+	metaEntry   = 32
+	metaMax     = metaFixed + journal.MaxHistory*metaEntry + 4
+	metaArea    = pmem.AreaAlign
+	blockSize   = replicate.BlockSize
+	tableEntry  = 16
+	entryPeerIn = 1
+	entryAsync  = 2
+	flagPrimary = 1
+	flagTitle   = 2
+	flagAlone   = 4
+	flagClean   = 8
+	flagResync  = 16
+	knownFlags  = flagPrimary | flagTitle | flagAlone | flagClean | flagResync
 	// shutdownsKnown tells a count of 0 from none. Earlier builds left it out.
 	shutdownsKnown = 1 << 63
 )

@@ -93,7 +93,7 @@ func (v *Volume) recover() (err error) {
 // has to be searched: opening takes as long whatever the region's size is. sum,
 // where given, takes the checksums of bodies, in the log's order.
 func survey(mem []byte, m *metadata, sum func(*journal.Header, []byte) uint32) (journal.Scan, error) {
-	ring := journal.Ring{Bytes: mem[m.Journal.Off:m.Journal.end():m.Journal.end()], Base: m.RingBase}
+	ring := ringOf(mem, m)
 	acked := m.State.Acked
 	switch {
 	case m.Clean && m.End != 0:

@@ -153,7 +153,7 @@ func (w *simWorld) receive(_ context.Context, tx *journal.Request) (LSN, error) 
 			return 0, err
 		}
 		if h.Pad {
-			log.PlacePad(h)
+			log.PlacePad(&h)
 			continue
 		}
 		p := peer.Ring().Raw(at, int(h.Length))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
@@ -101,7 +102,7 @@ func (v *Volume) Status() Status {
 	s.Waiting = primary && (v.pair.Required() && ps.Phase != "in-sync" || !v.pair.Serving())
 	s.Damaged = (*node)(v).Damaged()
 	degraded(s.Failed != "", "persistence failed: %s", s.Failed)
-	degraded(v.mem.Class().String() == "emulated", "emulated memory: nothing survives a reboot")
+	degraded(v.mem.Class() == pmem.Emulated, "emulated memory: nothing survives a reboot")
 	degraded(v.opt.Peer == nil, "standalone: one copy only")
 	degraded(v.opt.Peer != nil && primary && !last.PeerIn, "alone: the peer is out since LSN %d", last.Start)
 	degraded(s.Waiting, "commits wait for the peer")

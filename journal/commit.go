@@ -510,7 +510,3 @@ func (c *Committer) Waiting() int {
 	defer c.mu.Unlock()
 	return len(c.waiting)
 }
-
-// Acked is the position up to which all required nodes hold the log, as the
-// driver last saw it. The caller has the role.
-func (c *Committer) Acked() LSN { return c.acked }

@@ -118,17 +118,18 @@ func (l *Log) Append(reqs []*Request, size int, acked LSN) (end LSN, err error) 
 // covers it as well.
 func (l *Log) pad(lsn LSN, n int, acked LSN) LSN {
 	h := Header{LSN: lsn, Epoch: l.epoch, Acked: acked, Length: uint32(n), Prev: l.chain, Pad: true}
-	l.placePad(&h)
+	l.PlacePad(&h)
+	l.chain = h.CRC
 	return h.End()
 }
 
-func (l *Log) placePad(h *Header) {
+// PlacePad places the padding segment with header h and zeros behind it.
+func (l *Log) PlacePad(h *Header) {
 	b := l.w.buf[:HeaderSize]
 	h.encode(b)
 	p := l.off + int64(l.ring.pos(h.LSN))
 	l.mem.Copy(p, b)
 	l.mem.Zero(p+HeaderSize, int64(h.Length)-HeaderSize)
-	l.chain = h.CRC
 }
 
 // Place copies p, a piece of a segment that the peer wrote, to lsn in the
@@ -157,9 +158,6 @@ func (l *Log) Window(lsn LSN, n int) []byte {
 
 // Flush writes back what was received into a Window.
 func (l *Log) Flush(lsn LSN, n int) { l.mem.Flush(l.off+int64(l.ring.pos(lsn)), int64(n)) }
-
-// PlacePad places the padding segment with header h and zeros behind it.
-func (l *Log) PlacePad(h Header) { chain := l.chain; l.placePad(&h); l.chain = chain }
 
 // Fence makes durable what was placed and flushed, and moves End to end,
 // behind a segment whose header has checksum chain. The caller has verified

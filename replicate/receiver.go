@@ -275,7 +275,7 @@ func (r *receiver) segment(p []byte) error {
 	}
 	if h.Pad {
 		r.s.r += headerSize
-		r.log.PlacePad(h)
+		r.log.PlacePad(&h)
 		r.arrived(&h)
 		return nil
 	}

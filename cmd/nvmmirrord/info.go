@@ -62,12 +62,6 @@ func printInspection(to io.Writer, i *nvmmirror.Inspection, asJSON bool) error {
 }
 
 func printState(row func(name, format string, args ...any), i *nvmmirror.Inspection) {
-	word := func(b bool, yes, no string) string {
-		if b {
-			return yes
-		}
-		return no
-	}
 	row("file", "%d bytes, %d expected, on %s memory, created on %s", i.Length, i.Expected, i.Class, i.Created)
 	volume, ring := size(i.Size), size(i.Journal.Length)
 	row("volume", "%v", &volume)
@@ -91,6 +85,13 @@ func printState(row func(name, format string, args ...any), i *nvmmirror.Inspect
 	if r.Ending == nvmmirror.EndTorn {
 		row("", "known to be acknowledged up to LSN %v; beyond it, a crash and damage look the same from here", r.Acked)
 	}
+}
+
+func word(b bool, yes, no string) string {
+	if b {
+		return yes
+	}
+	return no
 }
 
 func printJSON(to io.Writer, v any) error {

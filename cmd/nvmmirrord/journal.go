@@ -10,10 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nvmmirror/nvmmirror"
-	"github.com/nvmmirror/nvmmirror/internal/admin"
 )
-
-func init() { liveJournal = writeLiveJournal }
 
 // shownData is how many bytes of a record's data dump shows.
 const shownData = 256
@@ -72,7 +69,7 @@ func shown(mode string, s *nvmmirror.SegmentInfo) bool {
 	return mode != "verify" || len(s.Problems) > 0 || s.State != "ok"
 }
 
-// writeLiveJournal is what the daemon answers with.
+// writeLiveJournal is an [admin.JournalFunc]: what the daemon answers with.
 func writeLiveJournal(w io.Writer, v *nvmmirror.Volume, mode string) error {
 	e := json.NewEncoder(w)
 	stop, err := v.InspectJournal(context.Background(), journalOptions(mode), func(s *nvmmirror.SegmentInfo) error {
@@ -187,5 +184,3 @@ func (p *journalPrinter) verdict() error {
 	}
 	return nil
 }
-
-var _ admin.JournalFunc = writeLiveJournal

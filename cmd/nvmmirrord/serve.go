@@ -20,10 +20,6 @@ import (
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
-// liveJournal shows the journal of the daemon's own volume; journal.go sets
-// it, before main.
-var liveJournal admin.JournalFunc
-
 func newServeCommand() *cobra.Command {
 	var file string
 	var acceptLoss bool
@@ -112,7 +108,7 @@ func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss boo
 		own, other := t.Pins()
 		log.Info("TLS keys", zap.Stringer("own", own), zap.Stringer("peer", other))
 	}
-	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: liveJournal, Degraded: region.degraded, Log: log})
+	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: writeLiveJournal, Degraded: region.degraded, Log: log})
 	s.Serve(l)
 	w := startWatch(v, region, log)
 	err = untilStopped(ctx, s, cfg.Socket, log)

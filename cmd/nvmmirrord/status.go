@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -51,9 +50,7 @@ func newStatusCommand() *cobra.Command {
 			return err
 		}
 		if out.json() {
-			e := json.NewEncoder(cmd.OutOrStdout())
-			e.SetIndent("", "  ")
-			return e.Encode(s)
+			return printJSON(cmd.OutOrStdout(), s)
 		}
 		return printStatus(cmd.OutOrStdout(), &s)
 	})
@@ -64,18 +61,12 @@ func newStatusCommand() *cobra.Command {
 func printStatus(to io.Writer, s *admin.Status) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) { fmt.Fprintf(w, name+"\t"+format+"\n", args...) }
-	has := func(b bool, yes, no string) string {
-		if b {
-			return yes
-		}
-		return no
-	}
 	volume, ring := size(s.Size), size(s.Journal)
 	row("region", "%s  (volume %v, journal %v, class %s)", s.Path, &volume, &ring, s.Class)
-	row("role", "%s, %s the title%s", s.Role, has(s.Title, "with", "without"), waits(*s))
-	row("peer", "%s%s", s.Peer, has(s.Reason == "", "", "  ("+s.Reason+")"))
+	row("role", "%s, %s the title%s", s.Role, word(s.Title, "with", "without"), waits(*s))
+	row("peer", "%s%s", s.Peer, word(s.Reason == "", "", "  ("+s.Reason+")"))
 	if s.Transport != "" {
-		row("transport", "%s, %d connections for long transactions%s", s.Transport, s.Lanes, has(s.Transport == transport.NamePlain, "  (nothing tells the peer from others but its address)", ""))
+		row("transport", "%s, %d connections for long transactions%s", s.Transport, s.Lanes, word(s.Transport == transport.NamePlain, "  (nothing tells the peer from others but its address)", ""))
 	}
 	if s.Resync != nil {
 		row("resync", "%d of %d bytes", s.Resync.Done, s.Resync.Total)
@@ -88,7 +79,7 @@ func printStatus(to io.Writer, s *admin.Status) error {
 	if r.End == 0 && r.Segments == 0 {
 		row("recovery", "nothing was there")
 	} else {
-		row("recovery", "%s, %d transactions in %d segments from LSN %v to %v, applied to %v", has(r.Clean, "closed cleanly", "not closed cleanly"), r.Transactions, r.Segments, r.From, r.End, r.Applied)
+		row("recovery", "%s, %d transactions in %d segments from LSN %v to %v, applied to %v", word(r.Clean, "closed cleanly", "not closed cleanly"), r.Transactions, r.Segments, r.From, r.End, r.Applied)
 	}
 	if s.Daemon.Timeout != "" {
 		row("timing", "peer timeout %s, heartbeat %s, read lease %s", s.Daemon.Timeout, s.Daemon.Heartbeat, s.Daemon.ReadLease)
@@ -96,7 +87,7 @@ func printStatus(to io.Writer, s *admin.Status) error {
 	row("daemon", "%s, process %d, since %s", s.Daemon.Version, s.Daemon.PID, s.Daemon.Started.Format("2006-01-02 15:04:05 MST"))
 	row("counters", "%s", counterText(s))
 	for i, d := range s.Degraded {
-		row(has(i == 0, "degraded", ""), "%s", d)
+		row(word(i == 0, "degraded", ""), "%s", d)
 	}
 	if len(s.Degraded) == 0 {
 		row("degraded", "no")

@@ -49,7 +49,7 @@ type Server struct {
 
 	ctx    context.Context // ended by Stop
 	cancel context.CancelFunc
-	mu     sync.Mutex // of stopping against requests.Add
+	mu     sync.Mutex // of closed against active.Add
 	closed bool
 	active sync.WaitGroup // requests that Stop waits for
 	inHand atomic.Int32   // how many
