@@ -80,7 +80,7 @@ func (l *Log) MaxTransaction() int { return MaxSegment(int64(l.ring.Size())) - H
 // the padding at the ring's end before it included.
 func (l *Log) Room(records int) LSN {
 	n := roundUp(HeaderSize + records)
-	if c := l.ring.contiguous(l.End()); n > c {
+	if c := l.ring.Contiguous(l.End()); n > c {
 		n += c
 	}
 	return LSN(n)
@@ -93,12 +93,12 @@ func (l *Log) Append(reqs []*Request, size int, acked LSN) (end LSN, err error) 
 	defer pmem.Recover(l.mem, pmem.Arm(), &err)
 	n := roundUp(HeaderSize + size)
 	lsn := l.End()
-	if c := l.ring.contiguous(lsn); n > c {
+	if c := l.ring.Contiguous(lsn); n > c {
 		lsn = l.pad(lsn, c, acked)
 	}
 	h := Header{LSN: lsn, Epoch: l.epoch, Acked: acked, Length: uint32(n), Count: uint32(len(reqs)), Prev: l.chain}
 	w := &l.w
-	w.start(l.off+int64(l.ring.pos(lsn)), lsn)
+	w.start(l.off+int64(l.ring.Position(lsn)), lsn)
 	for _, r := range reqs {
 		for i := range r.writes {
 			w.record(&r.writes[i], i == len(r.writes)-1)
@@ -127,7 +127,7 @@ func (l *Log) pad(lsn LSN, n int, acked LSN) LSN {
 func (l *Log) PlacePad(h *Header) {
 	b := l.w.buf[:HeaderSize]
 	h.encode(b)
-	p := l.off + int64(l.ring.pos(h.LSN))
+	p := l.off + int64(l.ring.Position(h.LSN))
 	l.mem.Copy(p, b)
 	l.mem.Zero(p+HeaderSize, int64(h.Length)-HeaderSize)
 }
@@ -136,7 +136,7 @@ func (l *Log) PlacePad(h *Header) {
 // ring: scratch until Fence. It goes through the cache, as its checksum is
 // taken there next.
 func (l *Log) Place(lsn LSN, p []byte) {
-	off := l.off + int64(l.ring.pos(lsn))
+	off := l.off + int64(l.ring.Position(lsn))
 	l.mem.Write(off, p)
 	l.mem.Flush(off, int64(len(p)))
 }
@@ -144,7 +144,7 @@ func (l *Log) Place(lsn LSN, p []byte) {
 // Warm asks the CPU for the lines in which the first n bytes from lsn on will be
 // placed, without waiting for them.
 func (l *Log) Warm(lsn LSN, n int) {
-	p := l.ring.pos(lsn)
+	p := l.ring.Position(lsn)
 	for end := min(p+n, len(l.ring.Bytes)); p < end; p += pmem.LineSize {
 		pmem.Prefetch(&l.ring.Bytes[p])
 	}
@@ -153,11 +153,11 @@ func (l *Log) Warm(lsn LSN, n int) {
 // Window is the ring's memory for n bytes from lsn on, to receive into. What
 // arrived there needs a Flush.
 func (l *Log) Window(lsn LSN, n int) []byte {
-	return l.mem.Window(l.off+int64(l.ring.pos(lsn)), int64(n))
+	return l.mem.Window(l.off+int64(l.ring.Position(lsn)), int64(n))
 }
 
 // Flush writes back what was received into a Window.
-func (l *Log) Flush(lsn LSN, n int) { l.mem.Flush(l.off+int64(l.ring.pos(lsn)), int64(n)) }
+func (l *Log) Flush(lsn LSN, n int) { l.mem.Flush(l.off+int64(l.ring.Position(lsn)), int64(n)) }
 
 // Fence makes durable what was placed and flushed, and moves End to end,
 // behind a segment whose header has checksum chain. The caller has verified
@@ -194,7 +194,7 @@ func (l *Log) Trust(scan *Scan) (err error) {
 	defer pmem.Recover(l.mem, pmem.Arm(), &err)
 	for i := range scan.pads {
 		h := &scan.pads[i]
-		l.mem.Zero(l.off+int64(l.ring.pos(h.LSN))+HeaderSize, int64(h.Length)-HeaderSize)
+		l.mem.Zero(l.off+int64(l.ring.Position(h.LSN))+HeaderSize, int64(h.Length)-HeaderSize)
 	}
 	from, to := scan.From, scan.End
 	n := parts.Of(int64(to - from))
@@ -206,8 +206,8 @@ func (l *Log) Trust(scan *Scan) (err error) {
 			end = start(i + 1)
 		}
 		for at := start(i); at < end; {
-			k := min(int(end-at), l.ring.contiguous(at))
-			pmem.Redirty(l.mem, l.off+int64(l.ring.pos(at)), int64(k))
+			k := min(int(end-at), l.ring.Contiguous(at))
+			pmem.Redirty(l.mem, l.off+int64(l.ring.Position(at)), int64(k))
 			l.Flush(at, k)
 			at += LSN(k)
 		}

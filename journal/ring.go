@@ -17,11 +17,11 @@ type Ring struct {
 // Size is the ring's size in bytes.
 func (r Ring) Size() int { return len(r.Bytes) }
 
-// pos is the place of lsn in the ring.
-func (r Ring) pos(lsn LSN) int { return int(uint64(lsn-r.Base) % uint64(len(r.Bytes))) }
+// Position is the place of lsn in the ring, in bytes from its start.
+func (r Ring) Position(lsn LSN) int { return int(uint64(lsn-r.Base) % uint64(len(r.Bytes))) }
 
-// contiguous is how many bytes from lsn on lie before the ring's end.
-func (r Ring) contiguous(lsn LSN) int { return len(r.Bytes) - r.pos(lsn) }
+// Contiguous is how many bytes from lsn on lie before the ring's end.
+func (r Ring) Contiguous(lsn LSN) int { return len(r.Bytes) - r.Position(lsn) }
 
 // MaxSegment is the longest segment that a ring of size bytes takes.
 func MaxSegment(size int64) int { return int(min(size/ringToSegment, maxSegment)) }
@@ -32,16 +32,15 @@ func (r Ring) Header(lsn LSN, h *Header) error {
 	if lsn%Align != 0 {
 		return &FormatError{Kind: BadField, LSN: lsn, Detail: "no segment starts there"}
 	}
-	p := r.pos(lsn)
+	p := r.Position(lsn)
 	if err := DecodeHeader(r.Bytes[p:p+HeaderSize], h); err != nil {
 		return at(lsn, err)
 	}
 	switch {
 	case h.LSN != lsn:
 		return &FormatError{Kind: Stale, LSN: lsn, Detail: fmt.Sprintf("segment of LSN %d", h.LSN)}
-	case int(h.Length) > r.contiguous(lsn), h.Pad && int(h.Length) != r.contiguous(lsn),
-		!h.Pad && int(h.Length) > MaxSegment(int64(len(r.Bytes))):
-		return &FormatError{Kind: BadField, LSN: lsn, Detail: fmt.Sprintf("length %d where %d bytes are left in the ring", h.Length, r.contiguous(lsn))}
+	case !r.Fits(h):
+		return &FormatError{Kind: BadField, LSN: lsn, Detail: fmt.Sprintf("length %d where %d bytes are left in the ring", h.Length, r.Contiguous(lsn))}
 	}
 	return nil
 }
@@ -64,7 +63,7 @@ func (r Ring) Segment(lsn LSN, h *Header) (body []byte, err error) {
 
 // body is the body of the data segment with header h.
 func (r Ring) body(h *Header) []byte {
-	p := r.pos(h.LSN)
+	p := r.Position(h.LSN)
 	return r.Bytes[p+HeaderSize : p+int(h.Length)]
 }
 
@@ -81,7 +80,7 @@ func CheckSum(h *Header, crc uint32) error {
 
 // Raw is n bytes from lsn on, which must not cross the ring's end.
 func (r Ring) Raw(lsn LSN, n int) []byte {
-	p := r.pos(lsn)
+	p := r.Position(lsn)
 	return r.Bytes[p : p+n : p+n]
 }
 
@@ -262,7 +261,7 @@ func beyond(ring Ring, history History, node uint64, end, until LSN) (acked, las
 // scan that has stopped before it cannot reach it. It is verified but for its
 // chain. The search reads a word or two of each line.
 func (r Ring) Find(history History, from, until LSN, h *Header) (body []byte, ok bool) {
-	p := r.pos(from) - Align
+	p := r.Position(from) - Align
 	for lsn := from; lsn < until; lsn += Align {
 		if p += Align; p == len(r.Bytes) {
 			p = 0
@@ -283,15 +282,12 @@ func (r Ring) Find(history History, from, until LSN, h *Header) (body []byte, ok
 	return nil, false
 }
 
-// Fits reports whether a segment with header h lies in the ring as it must: in
-// one piece, and padding up to the ring's end.
+// Fits reports whether a segment with header h lies in the ring as it must: data
+// in one piece, and none that is too long; padding up to the ring's end.
 func (r Ring) Fits(h *Header) bool {
-	c := r.contiguous(h.LSN)
-	return int(h.Length) <= c && (!h.Pad || int(h.Length) == c)
+	n, c := int(h.Length), r.Contiguous(h.LSN)
+	if h.Pad {
+		return n == c
+	}
+	return n <= min(c, MaxSegment(int64(len(r.Bytes))))
 }
-
-// Position is the place of lsn in the ring, in bytes from its start.
-func (r Ring) Position(lsn LSN) int { return r.pos(lsn) }
-
-// Contiguous is how many bytes from lsn on lie before the ring's end.
-func (r Ring) Contiguous(lsn LSN) int { return r.contiguous(lsn) }

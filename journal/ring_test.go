@@ -52,8 +52,8 @@ func (m *ringModel) grow(t *rapid.T, count int) {
 		}
 		m.acked = max(m.acked, min(m.acked+LSN(rapid.IntRange(0, 40).Draw(t, "acked"))*Align, l.End()))
 		start := l.End()
-		if n := roundUp(HeaderSize + size); n > l.Ring().contiguous(start) {
-			start += LSN(l.Ring().contiguous(start))
+		if n := roundUp(HeaderSize + size); n > l.Ring().Contiguous(start) {
+			start += LSN(l.Ring().Contiguous(start))
 		}
 		end, err := appendTo(l, m.acked, txs...)
 		if err != nil {
@@ -88,7 +88,7 @@ func TestScanFindsWhatWasAppended(t *testing.T) {
 		for _, want := range m.segs[m.ckpt:] {
 			body, err := s.Next(&h)
 			if err == nil && h.Pad {
-				if p := m.log.Ring().pos(h.LSN) + int(h.Length); p != m.log.Ring().Size() {
+				if p := m.log.Ring().Position(h.LSN) + int(h.Length); p != m.log.Ring().Size() {
 					t.Fatalf("padding ends at %d", p)
 				}
 				body, err = s.Next(&h)
@@ -141,7 +141,7 @@ func TestScanTellsDamageFromTornTail(t *testing.T) {
 		if history[0].PeerIn && rapid.Bool().Draw(t, "sent") {
 			node++ // the log came from its peer
 		}
-		at := ring.pos(broken.start) + rapid.IntRange(0, int(broken.end-broken.start)-1).Draw(t, "byte")
+		at := ring.Position(broken.start) + rapid.IntRange(0, int(broken.end-broken.start)-1).Draw(t, "byte")
 		ring.Bytes[at] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
 		scan, err := ScanFrom(ring, history, node, from, chain, known, nil)
 		if err != nil {

@@ -84,7 +84,7 @@ func TestTrustInParts(t *testing.T) {
 		t.Fatal(err)
 	}
 	for at := from; at < to; at += Align {
-		if p := int64(l.ring.pos(at)); m.lines[p] != 1 {
+		if p := int64(l.ring.Position(at)); m.lines[p] != 1 {
 			t.Fatalf("the line of LSN %d was flushed %d times", at, m.lines[p])
 		}
 	}

@@ -318,7 +318,7 @@ func (r *receiver) admit(h *journal.Header) error {
 		return &WireError{fmt.Sprintf("segment up to LSN %d where the ring has room up to %d", h.End(), r.p.node.Checkpoint()+journal.LSN(ring.Size()))}
 	case h.Acked > h.LSN:
 		return &WireError{fmt.Sprintf("segment at LSN %d says that %d was acknowledged", h.LSN, h.Acked)}
-	case !h.Pad && int(h.Length) > journal.MaxSegment(int64(ring.Size())), !ring.Fits(h):
+	case !ring.Fits(h):
 		return &WireError{fmt.Sprintf("segment of %d bytes at LSN %d", h.Length, h.LSN)}
 	}
 	return nil
