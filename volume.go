@@ -422,7 +422,7 @@ func (v *Volume) fail(err error) error {
 	}
 	if final := err; v.failed.CompareAndSwap(nil, &final) {
 		if v.pair != nil {
-			v.pair.Failed()
+			v.pair.EndWait()
 		}
 		v.log.Error("persistence failed; this node acknowledges nothing until it is restarted", zap.String("region", v.path), zap.Error(err))
 	}

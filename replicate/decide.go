@@ -328,8 +328,8 @@ func decideFork(a, b Side, f fork) Verdict {
 			way = "demote the one that loses nothing"
 		}
 		return Verdict{Rule: RuleSplitBrain, From: f.common, Why: fmt.Sprintf(
-			"the logs forked at LSN %d: %s would lose %d bytes of log, %s %d; %s",
-			f.common, "this node", a.End-f.common, "the peer", b.End-f.common, way)}
+			"the logs forked at LSN %d: this node would lose %d bytes of log, the peer %d; %s",
+			f.common, a.End-f.common, b.End-f.common, way)}
 	}
 	if dropA {
 		return mirror(drop(b, a, f.common))

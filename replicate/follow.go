@@ -28,9 +28,9 @@ func (p *Pair) follow(s *session, v Verdict) error {
 		p.node.Committer().Release()
 		return err
 	}
-	p.node.Committer().Close(p.notPrimary(), fmt.Errorf("the peer went on as primary"))
+	p.node.Committer().Close(p.NotPrimary(), fmt.Errorf("the peer went on as primary"))
 	p.change(func(m *mode) { m.serving = false })
-	p.readied.Do(func() { close(p.ready) })
+	p.EndWait()
 	p.node.Committer().Release()
 
 	adopt := func(st *State) {

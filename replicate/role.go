@@ -17,16 +17,6 @@ type RefusedError struct{ Why string }
 
 func (e *RefusedError) Error() string { return "refused: " + e.Why }
 
-// notPrimary says who is.
-func (p *Pair) notPrimary() error {
-	e := &ErrNotPrimary{}
-	st := p.node.State()
-	if last := st.History.Last(); last.Epoch.Node != 0 && last.Epoch.Node != st.Node && p.cfg.Transport != nil {
-		e.Primary = p.cfg.Peer.Addr().String()
-	}
-	return e
-}
-
 // nextEpoch is above every epoch that this node has seen.
 func (p *Pair) nextEpoch(st *State) journal.Epoch {
 	return journal.Epoch{Counter: st.History.Last().Epoch.Counter + 1, Node: st.Node}
@@ -70,7 +60,7 @@ func (p *Pair) serve() error {
 	}
 	p.node.Committer().Open(acked, p.node.Applied())
 	p.change(func(m *mode) { m.role, m.serving = Primary, true })
-	p.readied.Do(func() { close(p.ready) })
+	p.EndWait()
 	return nil
 }
 
@@ -94,25 +84,16 @@ func (p *Pair) resume() error {
 		}
 		return p.serve()
 	case st.Role != Primary:
-		c.Close(p.notPrimary(), p.notPrimary())
-	case needsPeer:
-		// It must not go on before its peer has been heard: the peer may
-		// have been promoted, and may hold log that this node lost.
-		p.fresh = true
-	case p.node.Damaged():
-		// The peer may hold what is lost; else an operator must give it up.
-		p.fresh = true
-	case !st.Title && p.cfg.Transport != nil:
-		// The mode was being changed: the peer may still hold the title, and
-		// may have been promoted by it.
-		p.fresh = true
-	case p.cfg.Transport != nil:
-		// It needs nobody, but its peer may have been promoted by force, or
-		// hold log that this node lost.
-		p.fresh = true
-		p.looking.Store(true)
-	default:
+		c.Close(p.NotPrimary(), p.NotPrimary())
+	case p.cfg.Transport == nil && !needsPeer && !p.node.Damaged():
 		return p.goOn()
+	default:
+		// Its peer may have been promoted, and may hold log that this node lost.
+		// It waits for it for a time only where it needs nobody: no acknowledgement,
+		// no repair (which an operator can give up), and no title, which the peer
+		// may still hold, and have been promoted by, where the mode was being changed.
+		p.fresh = true
+		p.looking.Store(!needsPeer && !p.node.Damaged() && st.Title)
 	}
 	return nil
 }
@@ -178,7 +159,7 @@ func (p *Pair) asPrimary(f func() error) error {
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
 	}
-	err := p.notPrimary()
+	err := p.NotPrimary()
 	if p.node.State().Role == Primary {
 		err = f()
 	}
@@ -211,7 +192,7 @@ func (p *Pair) mayGoAlone(force bool) error {
 	st := p.node.State()
 	switch {
 	case st.Role != Primary:
-		return fmt.Errorf("only a primary can continue alone: %w", p.notPrimary())
+		return fmt.Errorf("only a primary can continue alone: %w", p.NotPrimary())
 	case !p.Required() && p.Serving():
 		return nil // it does not need the peer
 	case p.node.Damaged() && !force:
@@ -439,10 +420,10 @@ func (p *Pair) stepDownLocked() error {
 		return err
 	}
 	p.mode.Store(&mode{role: Secondary})
-	p.readied.Do(func() { close(p.ready) })
+	p.EndWait()
 	p.fresh = false
 	p.looking.Store(false)
-	p.node.Committer().Close(p.notPrimary(), fmt.Errorf("this node is no longer primary"))
+	p.node.Committer().Close(p.NotPrimary(), fmt.Errorf("this node is no longer primary"))
 	p.log.Info("secondary")
 	return nil
 }

@@ -73,8 +73,8 @@ func (p *Pair) Leased() bool {
 // refused.
 func (p *Pair) Serving() bool { return p.mode.Load().serving }
 
-// Failed ends the wait of those who wait for a node to serve that will not.
-func (p *Pair) Failed() { p.readied.Do(func() { close(p.ready) }) }
+// EndWait ends each AwaitServing: the node serves, or will not as it is.
+func (p *Pair) EndWait() { p.readied.Do(func() { close(p.ready) }) }
 
 // AwaitServing waits until a primary that was restarted serves: until its peer
 // has been heard, or it goes on alone by decision. It returns at once on a
@@ -109,7 +109,14 @@ func (p *Pair) Acked() journal.LSN {
 func (p *Pair) Role() Role { return p.mode.Load().role }
 
 // NotPrimary is the error that says who is.
-func (p *Pair) NotPrimary() error { return p.notPrimary() }
+func (p *Pair) NotPrimary() error {
+	e := &ErrNotPrimary{}
+	st := p.node.State()
+	if last := st.History.Last(); last.Epoch.Node != 0 && last.Epoch.Node != st.Node && p.cfg.Transport != nil {
+		e.Primary = p.cfg.Peer.Addr().String()
+	}
+	return e
+}
 
 // Required reports whether acknowledgements need the peer.
 func (p *Pair) Required() bool { return p.mode.Load().required }
