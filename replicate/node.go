@@ -9,8 +9,8 @@ import (
 // implements it.
 //
 // The owner of the log is on a primary the holder of the committer's role, on
-// a secondary the session. Only it calls Apply, Follow, StartCopy, CopyBlocks
-// and FinishCopy.
+// a secondary the session. Only it calls Apply, AcceptLoss, Truncate, Extend,
+// StartCopy, CopyBlocks and FinishCopy.
 type Node interface {
 	Memory() pmem.Memory
 	// State is a copy of the durable state.
@@ -41,7 +41,6 @@ type Node interface {
 	// Truncate drops the log from lsn on: nothing of it was applied. The
 	// history, which makes what is dropped invalid, is durable.
 	Truncate(lsn journal.LSN, chain uint32) error
-
 	// Extend moves the log's end over whole segments that follow, as recovery
 	// does: log behind damage that was brought back.
 	Extend() error

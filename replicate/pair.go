@@ -6,9 +6,11 @@
 // A [Pair] has one goroutine, run, that owns the connection slot: it dials,
 // takes what the listener accepts, runs one session at a time, each in a
 // goroutine that it joins before the next, and between sessions does what
-// changes the node's role. The accept loop reads a connection's first message
-// before it offers the connection. Nothing else runs, except that the
-// committers of a primary in sync drive its session themselves.
+// changes the node's role. A dial has a goroutine, which run joins. The accept
+// loop has a few, each of which reads a connection's first message before it
+// offers the connection; it joins them. A session's lanes have one each, and one
+// that dials them, which the session joins. The committers of a primary in sync
+// drive its session themselves.
 //
 // # What always holds
 //
@@ -94,7 +96,9 @@ type Pair struct {
 	sessionEnded atomic.Int64            // by now(); when the last session ended
 	copied       atomic.Int64            // bytes of a full copy so far
 
-	// Of run, and of the session goroutine that it waits for.
+	// Changed by run, by the session goroutine that it waits for, and by who has
+	// the committer's role; the atomics are read, and wantTitle and claim set, by
+	// anyone.
 	ready     chan struct{} // closed once the node serves, or will not as it is
 	readied   sync.Once
 	wantTitle atomic.Bool          // a promotion waits for the title

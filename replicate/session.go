@@ -220,7 +220,7 @@ func (s *session) checkBody(m *message, body []byte) error {
 }
 
 // readMessage waits for one message of a type, and for nothing else than
-// heartbeats before it. It answers a Bye with its reason.
+// heartbeats and acknowledgements before it. A Bye is an error with its reason.
 func (s *session) readMessage(want messageType) (m message, body []byte, err error) {
 	for {
 		m, body, err = s.readAny()

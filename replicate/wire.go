@@ -32,8 +32,9 @@ import (
 //	60  CRC       u32  CRC32C of the bytes 0 to 60
 //	64  body
 //
-// All integers are little-endian. Bodies are JSON, except those of Frame (a
-// piece of a segment) and Blocks (block data).
+// All integers are little-endian. Bodies are JSON, except those of Frame (a piece
+// of a segment), Spread (a segment's header), Blocks (block data), BlockMissing
+// and Bye (text).
 const (
 	wireMagic   = 0x574d564e // "NVMW"
 	wireVersion = 1
