@@ -16,6 +16,7 @@ import (
 
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
 var errCrashed = errors.New("crashed by the test")
@@ -124,9 +125,9 @@ func (n *testNode) demote() {
 	}
 }
 
-func (n *testNode) peerIs(phase string) Status {
+func (n *testNode) peerIs(phase replicate.Phase) Status {
 	n.t.Helper()
-	return n.until("peer "+phase, func(s Status) bool { return s.Peer == phase })
+	return n.until("peer "+string(phase), func(s Status) bool { return s.Peer == phase })
 }
 
 func (n *testNode) roleIs(role string) {

@@ -47,7 +47,7 @@ type simNode struct {
 	lost    bool           // and it has said so, and lacks log since
 
 	// As seen last.
-	phase string
+	phase replicate.Phase
 	role  replicate.Role
 	seen  string
 }

@@ -10,34 +10,34 @@ import (
 
 // Status is the state of a volume, as the daemon's status command shows it.
 type Status struct {
-	Path      string         `json:"region"`
-	Size      int64          `json:"size"`
-	Journal   int64          `json:"journal_size"`
-	Class     string         `json:"class"`
-	Lineage   replicate.UUID `json:"lineage"`
-	Node      string         `json:"node"`
-	Role      string         `json:"role"`   // primary, secondary
-	Peer      string         `json:"peer"`   // in-sync, connected, catching-up, resyncing, lost, refused, none
-	Reason    string         `json:"reason"` // of the peer's state
-	Transport string         `json:"transport,omitempty"`
-	Lanes     int            `json:"connections"` // for long transactions, beside the session's own
-	Rule      string         `json:"rule,omitempty"`
-	Epoch     journal.Epoch  `json:"epoch"`
-	Title     bool           `json:"title"`
-	Serving   bool           `json:"serving"`
-	Ack       Ack            `json:"ack"`          // in force
-	OnLoss    OnPeerLoss     `json:"on_peer_loss"` // in force
-	Committed LSN            `json:"committed_lsn"`
-	Acked     LSN            `json:"acked_lsn"`
-	Applied   LSN            `json:"applied_lsn"`
-	Ckpt      LSN            `json:"checkpoint_lsn"`
-	Waiting   bool           `json:"commits_waiting"`  // for the peer, on a primary
-	Failed    string         `json:"failed,omitempty"` // why persistence failed: nothing is acknowledged any more
-	Damaged   bool           `json:"journal_damaged"`  // below what was acknowledged
-	Degraded  []string       `json:"degraded"`
-	Resync    *Progress      `json:"resync,omitempty"`
-	Recovery  Recovery       `json:"recovery"`
-	Counters  Counters       `json:"counters"`
+	Path      string          `json:"region"`
+	Size      int64           `json:"size"`
+	Journal   int64           `json:"journal_size"`
+	Class     string          `json:"class"`
+	Lineage   replicate.UUID  `json:"lineage"`
+	Node      string          `json:"node"`
+	Role      string          `json:"role"` // primary, secondary
+	Peer      replicate.Phase `json:"peer"`
+	Reason    string          `json:"reason"` // of the peer's state
+	Transport string          `json:"transport,omitempty"`
+	Lanes     int             `json:"connections"` // for long transactions, beside the session's own
+	Rule      string          `json:"rule,omitempty"`
+	Epoch     journal.Epoch   `json:"epoch"`
+	Title     bool            `json:"title"`
+	Serving   bool            `json:"serving"`
+	Ack       Ack             `json:"ack"`          // in force
+	OnLoss    OnPeerLoss      `json:"on_peer_loss"` // in force
+	Committed LSN             `json:"committed_lsn"`
+	Acked     LSN             `json:"acked_lsn"`
+	Applied   LSN             `json:"applied_lsn"`
+	Ckpt      LSN             `json:"checkpoint_lsn"`
+	Waiting   bool            `json:"commits_waiting"`  // for the peer, on a primary
+	Failed    string          `json:"failed,omitempty"` // why persistence failed: nothing is acknowledged any more
+	Damaged   bool            `json:"journal_damaged"`  // below what was acknowledged
+	Degraded  []string        `json:"degraded"`
+	Resync    *Progress       `json:"resync,omitempty"`
+	Recovery  Recovery        `json:"recovery"`
+	Counters  Counters        `json:"counters"`
 }
 
 // Progress is that of a full copy.
@@ -85,7 +85,7 @@ func (v *Volume) Status() Status {
 	if m.State.Alone {
 		s.OnLoss = Alone
 	}
-	if ps.Phase == "resyncing" {
+	if ps.Phase == replicate.PhaseResync {
 		s.Resync = &Progress{ps.Copied, m.Size}
 	}
 	degraded := func(on bool, format string, args ...any) {
@@ -99,7 +99,7 @@ func (v *Volume) Status() Status {
 		s.Failed = err.Error()
 	}
 	s.Serving = v.pair.Serving() && s.Failed == ""
-	s.Waiting = primary && (v.pair.Required() && ps.Phase != "in-sync" || !v.pair.Serving())
+	s.Waiting = primary && (v.pair.Required() && ps.Phase != replicate.PhaseInSync || !v.pair.Serving())
 	s.Damaged = (*node)(v).Damaged()
 	degraded(s.Failed != "", "persistence failed: %s", s.Failed)
 	degraded(v.mem.Class() == pmem.Emulated, "emulated memory: nothing survives a reboot")
@@ -107,7 +107,7 @@ func (v *Volume) Status() Status {
 	degraded(v.opt.Peer != nil && primary && !last.PeerIn, "alone: the peer is out since LSN %d", last.Start)
 	degraded(s.Waiting, "commits wait for the peer")
 	degraded(last.Async, "async: a failover loses what the peer did not get yet")
-	if v.opt.Peer != nil && ps.Phase != "in-sync" {
+	if v.opt.Peer != nil && ps.Phase != replicate.PhaseInSync {
 		degraded(ps.Reason == "", "peer %s", ps.Phase)
 		degraded(ps.Reason != "", "peer %s: %s", ps.Phase, ps.Reason)
 	}

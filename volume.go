@@ -360,7 +360,7 @@ func (v *Volume) close() error {
 	defer cancel()
 	if v.committer.Acquire(ctx) == nil {
 		v.committer.Close(closed, nil)
-		if v.committer.Waiting() > 0 && v.pair.Phase() == "in-sync" {
+		if v.committer.Waiting() > 0 && v.pair.Phase() == replicate.PhaseInSync {
 			v.committer.Drain(ctx)
 		}
 		v.committer.Release()

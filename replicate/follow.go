@@ -56,13 +56,13 @@ func (p *Pair) follow(s *session, v Verdict) error {
 	log := p.node.Log()
 	switch {
 	case f.Full:
-		p.setPhase(phaseResync, v.Why)
+		p.setPhase(PhaseResync, v.Why)
 		r := Resync{Fork: f.From, Base: f.Base, Chain: f.Chain, Epoch: f.History.Last().Epoch}
 		if err := p.node.StartCopy(r, adopt); err != nil {
 			return err
 		}
 	default:
-		p.setPhase(phaseCatchUp, "")
+		p.setPhase(PhaseCatchUp, "")
 		if err := p.node.Update(func(st *State) error { adopt(st); return nil }); err != nil {
 			return err
 		}
@@ -114,7 +114,7 @@ func (p *Pair) fetch(s *session, v Verdict) error {
 		return err
 	}
 	defer p.node.Committer().Release()
-	p.setPhase(phaseCatchUp, "taking log from the peer")
+	p.setPhase(PhaseCatchUp, "taking log from the peer")
 	r := &receiver{p: p, s: s, log: p.node.Log(), until: s.peer.End}
 	if err := r.run(); err != nil {
 		return err

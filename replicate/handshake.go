@@ -188,7 +188,7 @@ func (p *Pair) handshake(s *session) error {
 		return &WireError{fmt.Sprintf("decided %s at LSN %d here, %s at %d there: run the same release on both nodes", v.Rule, v.From, other.Rule, other.From)}
 	}
 	p.mu.Lock()
-	s.again = v.Action == Refuse && p.phase == phaseRefused && v == p.verdict
+	s.again = v.Action == Refuse && p.phase == PhaseRefused && v == p.verdict
 	p.verdict = v
 	p.mu.Unlock()
 	p.log.Log(s.level(zap.InfoLevel), "handshake", zap.String("rule", string(v.Rule)), zap.Uint64("from", uint64(v.From)),
@@ -223,7 +223,7 @@ func (p *Pair) handshake(s *session) error {
 		}
 	}
 	p.counters.Refused.Add(1)
-	p.setPhase(phaseRefused, string(v.Rule)+": "+v.Why)
+	p.setPhase(PhaseRefused, string(v.Rule)+": "+v.Why)
 	return &RefusedVerdict{v}
 }
 
@@ -239,7 +239,7 @@ func (p *Pair) handshake(s *session) error {
 // the first yes is taken, nor in a later one: the other is then blank no more.
 // Where both ask, the lower node id has it.
 func (p *Pair) idle(s *session, mine Side, v Verdict) error {
-	p.setPhase(phaseConnected, string(v.Rule)+": "+v.Why)
+	p.setPhase(PhaseConnected, string(v.Rule)+": "+v.Why)
 	theirs := s.peer
 	level := v.Rule == RuleNoPrimary && mine.End == v.From && theirs.End == v.From && len(mine.History) > 0 && len(theirs.History) > 0 &&
 		!mine.Inconsistent && !theirs.Inconsistent && !mine.Damaged && !theirs.Damaged

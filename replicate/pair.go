@@ -112,7 +112,7 @@ type Pair struct {
 	told      []string             // why it cannot be reached, as logged since then, without figures
 
 	mu      sync.Mutex
-	phase   phase
+	phase   Phase
 	reason  string
 	verdict Verdict
 	differs string  // in what the peer is configured differently
@@ -136,21 +136,18 @@ func (p *Pair) change(f func(*mode)) {
 	p.mode.Store(&m)
 }
 
-type phase uint8
+// Phase is the peer's state, as status and metrics show it.
+type Phase string
 
 const (
-	phaseNone phase = iota // standalone
-	phaseLost
-	phaseConnected
-	phaseCatchUp
-	phaseResync
-	phaseInSync
-	phaseRefused
+	PhaseNone      Phase = "none" // standalone
+	PhaseLost      Phase = "lost"
+	PhaseConnected Phase = "connected" // and nothing is shipped
+	PhaseCatchUp   Phase = "catching-up"
+	PhaseResync    Phase = "resyncing" // by a full copy
+	PhaseInSync    Phase = "in-sync"
+	PhaseRefused   Phase = "refused"
 )
-
-func (p phase) String() string {
-	return [...]string{"none", "lost", "connected", "catching-up", "resyncing", "in-sync", "refused"}[p]
-}
 
 // errAgain: the session ended well, decide again at once.
 var errAgain = errors.New("deciding again")
@@ -171,7 +168,7 @@ func New(node Node, cfg Config) *Pair {
 	p := &Pair{
 		cfg: cfg, node: node, log: cfg.Log,
 		offers: make(chan *session), calls: make(chan *call), kick: make(chan struct{}, 1),
-		phase: phaseLost, reason: "not connected yet",
+		phase: PhaseLost, reason: "not connected yet",
 	}
 	if p.cfg.Clock == nil {
 		p.cfg.Clock = boottime
@@ -181,7 +178,7 @@ func New(node Node, cfg Config) *Pair {
 		p.log = zap.NewNop()
 	}
 	if cfg.Transport == nil {
-		p.phase, p.reason = phaseNone, "standalone"
+		p.phase, p.reason = PhaseNone, "standalone"
 	}
 	p.ready = make(chan struct{})
 	p.heartbeat, p.lease = Timing(cfg.Timeout)

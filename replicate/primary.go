@@ -47,9 +47,9 @@ func (p *Pair) lead(s *session, mine Side, v Verdict) error {
 	}
 	s.copied = c.done
 	s.lanes.open(laneSends, s.many)
-	p.setPhase(phaseCatchUp, "")
+	p.setPhase(PhaseCatchUp, "")
 	if !c.done {
-		p.setPhase(phaseResync, v.Why)
+		p.setPhase(PhaseResync, v.Why)
 	}
 	var lap, behind journal.LSN // the log's end when this lap began, and how far the follower was behind it
 	for {
@@ -329,7 +329,7 @@ func (p *Pair) join(s *session) error {
 	if !p.cfg.Async {
 		p.insync.Store(s)
 	}
-	p.setPhase(phaseInSync, "")
+	p.setPhase(PhaseInSync, "")
 	p.log.Info("in sync", zap.Uint64("lsn", uint64(end)), zap.Stringer("epoch", st.History.Last().Epoch))
 	return nil
 }

@@ -155,7 +155,7 @@ func (r *receiver) finishCopy() error {
 		return err
 	}
 	r.full, r.ended = false, false
-	r.p.setPhase(phaseCatchUp, "")
+	r.p.setPhase(PhaseCatchUp, "")
 	r.p.log.Info("full copy done", zap.Uint64("lsn", uint64(r.end)))
 	r.s.send(message{typ: msgFollowed, a: uint64(r.end), b: uint64(r.p.node.Checkpoint())}, nil)
 	return r.s.flush()
@@ -196,7 +196,7 @@ func (r *receiver) join(body []byte) error {
 		return err
 	}
 	r.history = j.History
-	r.p.setPhase(phaseInSync, "")
+	r.p.setPhase(PhaseInSync, "")
 	r.p.log.Info("in sync", zap.Uint64("lsn", uint64(r.end)), zap.Stringer("epoch", last.Epoch), zap.Bool("title", r.p.node.State().Title))
 	r.p.lastAnswer.Store(int64(r.p.now()))
 	r.s.send(message{typ: msgJoined}, nil)

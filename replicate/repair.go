@@ -60,7 +60,7 @@ func (p *Pair) noteFault(err error) {
 func (p *Pair) RequestBlock(block int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.phase != phaseInSync {
+	if p.phase != PhaseInSync {
 		return errors.New("no peer in sync to fetch it from")
 	}
 	if !slices.Contains(p.wanted, block) && !slices.Contains(p.asked, block) {

@@ -201,7 +201,7 @@ func (p *Pair) mayGoAlone(force bool) error {
 		return &RefusedError{"this node does not hold the title: the peer does and may have been promoted, or the title was on its way; make sure that the peer is down for good, then use force"}
 	case p.rival.Load() && !force:
 		return &RefusedError{"the peer is primary as well; settle first whose data is to stay, then demote the other or replace its region"}
-	case p.Phase() == "in-sync" && !force:
+	case p.Phase() == PhaseInSync && !force:
 		return &RefusedError{"the peer is in sync; nothing is waiting for it"}
 	}
 	return nil
@@ -265,14 +265,14 @@ func (p *Pair) connected() bool {
 	if ended := p.sessionEnded.Load(); ended != 0 && p.now()-time.Duration(ended) < p.cfg.Timeout/2 {
 		return true
 	}
-	return p.phase != phaseLost && p.phase != phaseNone && p.phase != phaseRefused
+	return p.phase != PhaseLost && p.phase != PhaseNone && p.phase != PhaseRefused
 }
 
 // primaryAlive reports whether a session with a primary peer is up.
 func (p *Pair) primaryAlive() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return (p.phase == phaseInSync || p.phase == phaseCatchUp || p.phase == phaseResync) && !p.verdict.Mine
+	return (p.phase == PhaseInSync || p.phase == PhaseCatchUp || p.phase == PhaseResync) && !p.verdict.Mine
 }
 
 // promoteBlank makes a blank node the primary once its equally blank peer has
@@ -299,7 +299,7 @@ func (p *Pair) promoteBlank(ctx context.Context) (settled bool, err error) {
 		return true, errors.New("the node is being closed")
 	}
 	p.mu.Lock()
-	reason := p.phase.String() + ": " + p.reason
+	reason := string(p.phase) + ": " + p.reason
 	p.mu.Unlock()
 	return true, &RefusedError{"this node is blank, and no equally blank peer is connected (" + reason + "); if it is to start a volume of its own, use force"}
 }

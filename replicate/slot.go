@@ -111,7 +111,7 @@ func (p *Pair) run() {
 			case next != nil:
 			case errors.Is(err, errAgain):
 				backoff = 0
-			case p.Phase() == "refused":
+			case p.Phase() == PhaseRefused:
 				backoff = p.cfg.Timeout
 			default:
 				backoff = p.longer(backoff)
@@ -262,9 +262,9 @@ func (p *Pair) supervise(s *session) (next *session, err error) {
 // ended notes why a session ended.
 func (p *Pair) ended(s *session, err error) {
 	p.mu.Lock()
-	refused := p.phase == phaseRefused
+	refused := p.phase == PhaseRefused
 	if !refused {
-		p.phase = phaseLost
+		p.phase = PhaseLost
 		if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, context.Canceled) {
 			p.reason = err.Error()
 		}
@@ -291,7 +291,7 @@ func (p *Pair) poke() {
 	p.Wake()
 }
 
-func (p *Pair) setPhase(ph phase, reason string) {
+func (p *Pair) setPhase(ph Phase, reason string) {
 	p.mu.Lock()
 	p.phase, p.reason = ph, reason
 	p.mu.Unlock()
@@ -299,7 +299,7 @@ func (p *Pair) setPhase(ph phase, reason string) {
 
 func (p *Pair) noteReason(r string) {
 	p.mu.Lock()
-	if p.phase == phaseLost {
+	if p.phase == PhaseLost {
 		p.reason = r
 	}
 	p.mu.Unlock()
@@ -318,8 +318,8 @@ func (p *Pair) notePeerLost(err error) {
 		}
 	}
 	p.mu.Lock()
-	if p.phase == phaseLost || p.phase == phaseRefused {
-		p.phase, p.reason = phaseLost, reason
+	if p.phase == PhaseLost || p.phase == PhaseRefused {
+		p.phase, p.reason = PhaseLost, reason
 	}
 	p.mu.Unlock()
 	if same := withoutFigures(reason); !slices.Contains(p.told, same) {

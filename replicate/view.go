@@ -123,7 +123,7 @@ func (p *Pair) Required() bool { return p.mode.Load().required }
 
 // Status is the pair as status shows it.
 type Status struct {
-	Phase  string // as Phase
+	Phase  Phase
 	Reason string
 	Rule   Rule  // of the last handshake
 	Copied int64 // bytes of a full copy so far
@@ -140,16 +140,15 @@ func (p *Pair) Status() Status {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Status{Phase: p.phase.String(), Reason: p.reason, Rule: p.verdict.Rule, Copied: p.copied.Load(), Lanes: int(up), Differs: p.differs}
+	return Status{Phase: p.phase, Reason: p.reason, Rule: p.verdict.Rule, Copied: p.copied.Load(), Lanes: int(up), Differs: p.differs}
 }
 
 // Counters are the pair's counters.
 func (p *Pair) Counters() *Counters { return &p.counters }
 
-// Phase is the peer's state: in-sync, connected, catching-up, resyncing, lost,
-// refused or none.
-func (p *Pair) Phase() string {
+// Phase is the peer's state.
+func (p *Pair) Phase() Phase {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.phase.String()
+	return p.phase
 }

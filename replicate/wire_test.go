@@ -126,7 +126,7 @@ func TestCopyOfManyBlocks(t *testing.T) {
 // TestBlockIsAskedForOnce: what is on its way is not asked for again, or the
 // answers would bury everything else.
 func TestBlockIsAskedForOnce(t *testing.T) {
-	p := &Pair{phase: phaseInSync, kick: make(chan struct{}, 1), asked: []int64{3}}
+	p := &Pair{phase: PhaseInSync, kick: make(chan struct{}, 1), asked: []int64{3}}
 	for _, b := range []int64{3, 7, 7, 8} {
 		if err := p.RequestBlock(b); err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/replicate"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
@@ -33,7 +34,9 @@ func truth(b bool) float64 {
 }
 
 // peerStates are all that Status.Peer can be.
-var peerStates = []string{"none", "lost", "connected", "catching-up", "resyncing", "in-sync", "refused"}
+var peerStates = []replicate.Phase{
+	replicate.PhaseNone, replicate.PhaseLost, replicate.PhaseConnected, replicate.PhaseCatchUp, replicate.PhaseResync, replicate.PhaseInSync, replicate.PhaseRefused,
+}
 
 // resync is the progress of a full copy, of zeros where there is none.
 func resync(s st) nvmmirror.Progress {
@@ -65,7 +68,7 @@ var metrics = []metric{
 	gauge("primary", "1 on the primary.", func(s st, _ kc) float64 { return truth(s.Role == "primary") }),
 	gauge("title", "1 where the node holds the title.", func(s st, _ kc) float64 { return truth(s.Title) }),
 	gauge("serving", "1 on a primary that takes transactions; after a restart it looks for its peer first. Their commits may wait for it all the same: see nvmmirror_commits_waiting.", func(s st, _ kc) float64 { return truth(s.Serving) }),
-	gauge("in_sync", "1 where the peer is in sync.", func(s st, _ kc) float64 { return truth(s.Peer == "in-sync") }),
+	gauge("in_sync", "1 where the peer is in sync.", func(s st, _ kc) float64 { return truth(s.Peer == replicate.PhaseInSync) }),
 	gauge("commits_waiting", "1 on a primary whose commits wait for the peer.", func(s st, _ kc) float64 { return truth(s.Waiting) }),
 	gauge("persistence_failed", "1 where this node acknowledges nothing until it is restarted.", func(s st, _ kc) float64 { return truth(s.Failed != "") }),
 	gauge("journal_damaged", "1 where committed log is unreadable here.", func(s st, _ kc) float64 { return truth(s.Damaged) }),

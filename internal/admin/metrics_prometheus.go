@@ -56,7 +56,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.descs[transportMetric], prometheus.GaugeValue, 1, s.Transport)
 	}
 	for _, state := range peerStates {
-		ch <- prometheus.MustNewConstMetric(c.descs[peerMetric], prometheus.GaugeValue, truth(s.Peer == state), state)
+		ch <- prometheus.MustNewConstMetric(c.descs[peerMetric], prometheus.GaugeValue, truth(s.Peer == state), string(state))
 	}
 	k, err := transport.ReadCounters()
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
 // JournalFunc writes a live volume's journal to w as JSON lines. mode is ls,
@@ -286,13 +287,13 @@ func (s *Server) wait(w http.ResponseWriter, r *http.Request) error {
 	for {
 		now := s.now()
 		switch now.Peer {
-		case "in-sync":
+		case replicate.PhaseInSync:
 			return s.status(w, r)
-		case "connected", "catching-up", "resyncing":
+		case replicate.PhaseConnected, replicate.PhaseCatchUp, replicate.PhaseResync:
 			if what == "connected" {
 				return s.status(w, r)
 			}
-		case "none":
+		case replicate.PhaseNone:
 			return newError(KindFailed, "this node is standalone: there is no peer to wait for")
 		}
 		select {

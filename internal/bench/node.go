@@ -113,7 +113,7 @@ func (s *secondary) state(memory bool) (n nodeState, err error) {
 		return n, err
 	}
 	st := s.v.Status()
-	n.Peer, n.Applied = st.Peer, st.Applied
+	n.Peer, n.Applied = string(st.Peer), st.Applied
 	if memory { // after the usage, of which it takes a lot
 		n.Resident, err = residentBeside(s.path)
 	}
