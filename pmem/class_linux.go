@@ -108,7 +108,7 @@ func deviceSize(path string, info os.FileInfo) (int64, error) {
 	dir := filepath.Join(sysfs, "dev/char", fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev)))
 	subsystem, err := filepath.EvalSymlinks(filepath.Join(dir, "subsystem"))
 	if err != nil || filepath.Base(subsystem) != "dax" {
-		return 0, fmt.Errorf("pmem: %s is a character device, but not a devdax one: name a file, or a device that ndctl lists with chardev", path)
+		return 0, &FileTypeError{path, "is a character device, but not a devdax one: name a file, or a device that ndctl lists with chardev"}
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "size"))
 	if err != nil {

@@ -35,6 +35,11 @@ func (e *ClassError) remedy() string {
 	return "this platform does not flush its CPU caches on power failure; accept class cacheline"
 }
 
+// FileTypeError says that a path is something that a region cannot be on.
+type FileTypeError struct{ Path, Problem string }
+
+func (e *FileTypeError) Error() string { return "pmem: " + e.Path + " " + e.Problem }
+
 // InUseError says that another open of the region holds its lock.
 type InUseError struct {
 	Path string

@@ -21,7 +21,7 @@ func (e *FaultError) Error() string {
 	if path == "" {
 		path = "mapping"
 	}
-	return fmt.Sprintf("pmem: %s: memory fault at offset %d: the file was truncated by someone, or the page is poisoned (uncorrectable media error): compare the file's length, look for memory errors in the kernel log and with ndctl list --media-errors, then restore this range from the peer",
+	return fmt.Sprintf("pmem: %s: memory fault at offset %d: the file was truncated by someone, or the page is poisoned (uncorrectable media error), or a hole of the file finds no room (a sparse copy on a full tmpfs): compare the file's length, look for memory errors in the kernel log and with ndctl list --media-errors, then restore this range from the peer",
 		path, e.Offset)
 }
 

@@ -143,7 +143,7 @@ func openPath(path string, flag int) (*os.File, error) {
 			return nil, err
 		}
 	case !mode.IsRegular():
-		return nil, fmt.Errorf("pmem: %s is neither a file nor a devdax device (mode %s): name a file in a directory on persistent memory", path, mode)
+		return nil, &FileTypeError{path, fmt.Sprintf("is neither a file nor a devdax device (mode %s): name a file in a directory on persistent memory", mode)}
 	}
 	f, err := os.OpenFile(path, flag, 0)
 	if err != nil {

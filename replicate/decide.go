@@ -223,7 +223,7 @@ func decide(a, b Side) Verdict {
 		return Verdict{Rule: RuleNoCommonEpoch, Why: "the epoch histories share no entry; replace the region that may go"}
 	}
 	if a.Known && b.Known && a.Chain != b.Chain {
-		return Verdict{Rule: RuleChain, From: f.common, Why: fmt.Sprintf("the logs differ below LSN %d within one epoch; one of them is damaged: run check on both", f.common)}
+		return Verdict{Rule: RuleChain, From: f.common, Why: fmt.Sprintf("the logs differ below LSN %d within one epoch: one of them is damaged, or an older copy of a region was put back and went on; run check on both; where both are sound choose one, as after a split brain, and replace the other's region", f.common)}
 	}
 	beyondA := a.End > f.common || f.newerA
 	beyondB := b.End > f.common || f.newerB
@@ -250,7 +250,7 @@ func mirror(v Verdict) Verdict {
 func adopt(a Side) Verdict {
 	switch {
 	case a.Role != Primary || a.Inconsistent:
-		return Verdict{Rule: RuleNoPrimary, Action: Idle, Why: "promote the node that holds the data"}
+		return Verdict{Rule: RuleNoPrimary, Action: Idle, Why: "promote the node that holds the data, by force where it does not hold the title"}
 	case a.Known:
 		return Verdict{Rule: RuleAdopt, Action: Follow, Mine: true}
 	}

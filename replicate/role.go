@@ -250,7 +250,7 @@ func (p *Pair) promotable(force bool) error {
 	case p.node.Damaged():
 		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the primary, which can repair it, or force it and lose that"}
 	case !st.Title:
-		return &RefusedError{"this node does not hold the title, so the other may have acknowledged what is not here; promote the other, or make sure that it is down for good and use force"}
+		return &RefusedError{"this node does not hold the title, so the other may have acknowledged what is not here; promote that one, or, where it is down for good or its region is a new one, use force"}
 	case p.primaryAlive():
 		return &RefusedError{"the peer is primary and connected; demote it first"}
 	}

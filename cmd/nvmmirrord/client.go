@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 
 	"github.com/nvmmirror/nvmmirror/internal/admin"
@@ -23,8 +25,29 @@ func withClient(cmd *cobra.Command, run func(cmd *cobra.Command, c *admin.Client
 }
 
 func socketFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("socket", "", "the daemon's admin socket (default: the only one in "+config.SocketDir+")")
+	var path socketPath
+	cmd.Flags().Var(&path, "socket", "the daemon's admin socket (default: the only one in "+config.SocketDir+")")
+	return (*string)(&path)
 }
+
+// socketPath is a path. An empty one is a script's variable that is not set: the
+// command would go to whichever daemon there is.
+type socketPath string
+
+// Set implements pflag.Value.
+func (p *socketPath) Set(s string) error {
+	if s == "" {
+		return errors.New("it is empty")
+	}
+	*p = socketPath(s)
+	return nil
+}
+
+// String implements pflag.Value.
+func (p *socketPath) String() string { return string(*p) }
+
+// Type implements pflag.Value.
+func (p *socketPath) Type() string { return "path" }
 
 // dial makes a client of the daemon at socket, "" for the only one.
 func dial(socket string) (*admin.Client, error) {

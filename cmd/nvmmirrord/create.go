@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -34,6 +35,9 @@ overwritten.`,
 				return usageErrorf("--journal-size is 0")
 			}
 			if err := nvmmirror.Create(path, nvmmirror.CreateOptions{Size: int64(volume), JournalSize: int64(ring), Accept: accept}); err != nil {
+				if weak := (*pmem.ClassError)(nil); errors.As(err, &weak) {
+					return fmt.Errorf("%w (create accepts it with %s)", err, map[pmem.Class]string{pmem.Emulated: "--emulate", pmem.Paged: "--allow-paged"}[weak.Have])
+				}
 				return err
 			}
 			view, err := pmem.OpenReadOnly(path)

@@ -8,6 +8,7 @@ import (
 	"github.com/nvmmirror/nvmmirror/internal/admin"
 	"github.com/nvmmirror/nvmmirror/internal/config"
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/pmem"
 )
 
 // Exit codes.
@@ -49,12 +50,13 @@ func exitCode(err error) int {
 	var size *nvmmirror.SizeError
 	var damage *journal.DamageError
 	var wrong *config.Error
+	var kind *pmem.FileTypeError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &coded):
 		return coded.code
-	case errors.As(err, &wrong), errors.As(err, &newer), errors.As(err, &size), errors.Is(err, nvmmirror.ErrNotRegion):
+	case errors.As(err, &wrong), errors.As(err, &newer), errors.As(err, &size), errors.As(err, &kind), errors.Is(err, nvmmirror.ErrNotRegion):
 		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused

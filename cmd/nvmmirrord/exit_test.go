@@ -25,6 +25,7 @@ func TestExitCode(t *testing.T) {
 		{damageErrorf("x"), exitDamage},
 		{nvmmirror.ErrNotRegion, exitUsage},
 		{&nvmmirror.NewerError{}, exitUsage},
+		{&pmem.FileTypeError{}, exitUsage},
 		{&pmem.InUseError{}, exitFailed},
 		{&nvmmirror.ShutdownError{}, exitDamage},
 		{&nvmmirror.LengthError{}, exitDamage},

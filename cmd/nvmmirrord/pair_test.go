@@ -62,7 +62,9 @@ func TestPair(t *testing.T) {
 	a.fails(exitRefused, []string{"continue-alone"}, "refused: ")
 
 	// A planned switch-over.
-	a.must("demote")
+	if out := a.must("demote"); !strings.Contains(out, "secondary, ") || strings.Contains(out, "lost") {
+		t.Errorf("%s", out)
+	}
 	b.must("wait", "--for", "connected", "--timeout", "20s")
 	b.eventually("with the title", func() bool { return b.now().Title })
 	b.must("promote")
@@ -99,7 +101,11 @@ func TestPair(t *testing.T) {
 func TestPromoteOfAWaitingPrimary(t *testing.T) {
 	t.Parallel()
 	a, b := inSync(t, "")
-	for _, n := range []*node{a, b} {
+	if r := a.write(0, []byte("x")); r.code != exitDone {
+		t.Fatalf("%+v", r)
+	}
+	acked := a.status().Acked
+	for _, n := range []*node{b, a} {
 		if code := n.stop(syscall.SIGTERM); code != exitDone {
 			t.Errorf("%s: exit %d", n.name, code)
 		}
@@ -107,8 +113,17 @@ func TestPromoteOfAWaitingPrimary(t *testing.T) {
 	}
 	a.start()
 	a.fails(exitRefused, []string{"promote"}, "it was the primary before", "continue-alone")
+	if got := a.status().Acked; got != acked {
+		t.Errorf("restarted, it says %d of what was acknowledged, not %d", got, acked)
+	}
 	a.must("continue-alone", "--force")
 	a.must("promote")
+	// And one that has lost its peer while it served.
+	b.start()
+	a.must("wait", "--for", "in-sync", "--timeout", "20s")
+	b.kill()
+	a.eventually("waiting", func() bool { return a.now().Waiting })
+	a.fails(exitRefused, []string{"promote"}, "it was the primary before", "continue-alone")
 }
 
 // A writer that runs until the primary is killed; then the survivor, promoted

@@ -15,10 +15,13 @@ func say(cmd *cobra.Command, s admin.Status) {
 	fmt.Fprintf(cmd.OutOrStdout(), "%s%s, epoch %v, LSN %v, peer %s\n", s.Role, waits(s), s.Epoch, s.Committed, s.Peer)
 }
 
-// waits says that a primary does not serve.
+// waits says that a primary does not serve, or that its commits wait.
 func waits(s admin.Status) string {
-	if s.Role == "primary" && !s.Serving {
+	switch {
+	case s.Role == "primary" && !s.Serving:
 		return ", not serving yet"
+	case s.Waiting:
+		return ", commits wait"
 	}
 	return ""
 }
@@ -35,13 +38,17 @@ blank peer, for which it waits up to 10 seconds; else it is refused, exit 4.
 what it acknowledged and this node does not hold is lost, and if it goes on, the
 two split.`,
 	}, func(cmd *cobra.Command, c *admin.Client) error {
+		before, err := c.Status(cmd.Context())
+		if err != nil {
+			return err
+		}
 		s, err := c.Promote(cmd.Context(), force)
 		if err != nil {
 			return err
 		}
 		say(cmd, s)
-		if !s.Serving {
-			return &exitError{exitRefused, errors.New("it was the primary before, and waits for its peer: connect that, or go on without it by continue-alone")}
+		if before.Role == "primary" && s.Waiting {
+			return &exitError{exitRefused, errors.New("it was the primary before, and waits for its peer: connect that, or go on without it by continue-alone (--force where the peer may have been promoted), or demote it")}
 		}
 		return nil
 	})

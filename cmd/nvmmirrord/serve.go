@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror"
 	"github.com/nvmmirror/nvmmirror/internal/admin"
@@ -30,7 +32,9 @@ func newServeCommand() *cobra.Command {
 		Long: `Run a node in the role that its region remembers, until SIGTERM or SIGINT, then
 stop cleanly. No file sets the role: a new region is a secondary that waits to be
 promoted, or for a primary. A new region that is served without [peer] is the
-primary at once; one that was a pair's keeps its role.`,
+primary at once; one that was a pair's keeps its role.
+
+The file is read once: SIGHUP changes nothing, and the log says so.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return serve(cmd.Context(), file, level, acceptLoss) },
 	}
@@ -60,9 +64,17 @@ const readyTime = 5 * time.Second // for the daemon to answer itself
 
 // serve runs a node until ctx ends.
 func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss bool) (err error) {
+	// A terminal that is closed, or a reader of the log that is gone, must not take
+	// a node down that its peer may depend on.
+	signal.Ignore(unix.SIGPIPE)
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, unix.SIGHUP)
 	cfg, err := config.Load(file)
 	if err != nil {
 		return err
+	}
+	if acceptLoss && cfg.Peer != nil {
+		return usageErrorf("--accept-loss is for a region without [peer]: a peer repairs the journal, or continue-alone --force gives up what it lost")
 	}
 	var peer transport.Transport
 	if cfg.Peer != nil {
@@ -111,7 +123,7 @@ func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss boo
 	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: writeLiveJournal, Degraded: region.degraded, Log: log})
 	s.Serve(l)
 	w := startWatch(v, region, log)
-	err = untilStopped(ctx, s, cfg.Socket, log)
+	err = untilStopped(ctx, s, hup, cfg.Socket, log)
 
 	notify(log, daemon.SdNotifyStopping)
 	log.Info("stopping")
@@ -146,7 +158,7 @@ func announce(log *zap.Logger, v *nvmmirror.Volume, d *admin.Daemon) {
 
 // untilStopped says that the daemon is ready once it has answered, and waits
 // until it is to end.
-func untilStopped(ctx context.Context, s *admin.Server, socket string, log *zap.Logger) error {
+func untilStopped(ctx context.Context, s *admin.Server, hup <-chan os.Signal, socket string, log *zap.Logger) error {
 	probe, cancel := context.WithTimeout(ctx, readyTime)
 	defer cancel()
 	c := admin.NewClient(socket)
@@ -160,11 +172,15 @@ func untilStopped(ctx context.Context, s *admin.Server, socket string, log *zap.
 	}
 	notify(log, daemon.SdNotifyReady)
 	log.Info("ready", zap.String("socket", socket))
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-s.Failed():
-		return fmt.Errorf("the admin server ended: %w", err)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-s.Failed():
+			return fmt.Errorf("the admin server ended: %w", err)
+		case <-hup:
+			log.Warn("SIGHUP is ignored: the configuration is read at the start; SIGTERM ends the daemon")
+		}
 	}
 }
 

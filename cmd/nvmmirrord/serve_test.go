@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -74,6 +75,58 @@ func TestServeStandalone(t *testing.T) {
 	}
 }
 
+// TestServeOutlivesItsTerminal: neither a terminal that hangs up nor a log that
+// nobody reads any more ends a node.
+func TestServeOutlivesItsTerminal(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, directory(t), "a", "", "")
+	log, stderr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.log, n.done = &logFile{}, make(chan struct{})
+	n.cmd = exec.Command(program, "serve", "--config", n.config)
+	n.cmd.Stderr = stderr
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := n.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stderr.Close()
+	cmd, done := n.cmd, n.done
+	go func() { cmd.Wait(); close(done) }()
+	lines := bufio.NewReader(log)
+	expect := func(want string) {
+		t.Helper()
+		log.SetReadDeadline(time.Now().Add(stateTime))
+		for {
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				t.Fatalf("no %q in the log: %v", want, err)
+			}
+			if strings.Contains(line, want) {
+				return
+			}
+		}
+	}
+	expect("ready")
+	if err := n.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	expect("SIGHUP is ignored")
+	log.Close()
+	n.must("promote") // which is logged
+	if r := n.write(0, []byte("x")); r.code != exitDone {
+		t.Errorf("%+v", r)
+	}
+	if code := n.stop(syscall.SIGTERM); code != exitDone {
+		t.Errorf("exit %d", code)
+	}
+	n.cmd = nil
+	if out := must(t, "info", n.region); strings.Contains(out, "not closed cleanly") {
+		t.Errorf("%s", out)
+	}
+}
+
 // notifySocket is the service manager's end.
 type notifySocket struct {
 	path string
@@ -140,6 +193,11 @@ func TestServeBadConfig(t *testing.T) {
 	}
 	of(dir)
 	fails(t, exitUsage, serve, config+": region: is "+dir, "a directory")
+	of("/dev/null")
+	fails(t, exitUsage, serve, "/dev/null", "not a devdax one")
+	for _, command := range []string{"check", "info"} {
+		fails(t, exitUsage, []string{command, dir}, dir, "neither a file nor a devdax device")
+	}
 	newer := golden(t, "newer")
 	of(newer)
 	fails(t, exitUsage, serve, newer, "needs a newer nvmmirror")
@@ -173,6 +231,14 @@ func TestServeUnsafeKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	fails(t, exitUsage, serve, key, "does not exist", "nvmmirrord key generate")
+}
+
+func TestServeAcceptLossBesideAPeer(t *testing.T) {
+	t.Parallel()
+	a, _ := pairOf(t, "", "1s", sameKey)
+	fails(t, exitUsage, []string{"serve", "--config", a.config, "--accept-loss"}, "without [peer]")
+	// A variable of a script that is not set is not a wish for any daemon.
+	fails(t, exitUsage, []string{"promote", "--force", "--socket", ""}, "--socket", "is empty")
 }
 
 func TestServeTwice(t *testing.T) {

@@ -66,7 +66,7 @@ func printStatus(to io.Writer, s *admin.Status) error {
 	row("role", "%s, %s the title%s", s.Role, word(s.Title, "with", "without"), waits(*s))
 	row("peer", "%s%s", s.Peer, word(s.Reason == "", "", "  ("+s.Reason+")"))
 	if s.Transport != "" {
-		row("transport", "%s, %d connections for long transactions%s", s.Transport, s.Lanes, word(s.Transport == transport.NamePlain, "  (nothing tells the peer from others but its address)", ""))
+		row("transport", "%s, %d connection%s for long transactions%s", s.Transport, s.Lanes, word(s.Lanes == 1, "", "s"), word(s.Transport == transport.NamePlain, "  (nothing tells the peer from others but its address)", ""))
 	}
 	if s.Resync != nil {
 		row("resync", "%d of %d bytes", s.Resync.Done, s.Resync.Total)

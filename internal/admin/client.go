@@ -22,13 +22,14 @@ import (
 
 // Client talks to the daemon behind a socket. Its errors are [*Error].
 type Client struct {
-	socket string
-	http   http.Client
+	socket     string
+	http       http.Client
+	statusTime time.Duration
 }
 
 // NewClient makes a client. Close must follow.
 func NewClient(socket string) *Client {
-	c := &Client{socket: socket}
+	c := &Client{socket: socket, statusTime: 10 * time.Second}
 	c.http.Transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
@@ -140,8 +141,11 @@ func (c *Client) ask(ctx context.Context, method, path string, query url.Values,
 	return nil
 }
 
-// Status asks for the status.
+// Status asks for the status. A daemon that does not say within 10 s how it is, is
+// not well.
 func (c *Client) Status(ctx context.Context) (s Status, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.statusTime)
+	defer cancel()
 	err = c.ask(ctx, http.MethodGet, "/v1/status", nil, nil, &s)
 	return s, err
 }

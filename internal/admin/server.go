@@ -90,9 +90,13 @@ func NewServer(o ServerOptions) *Server {
 	s.mux.HandleFunc("/", s.authorized(func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, newError(KindUsage, "there is no %s %s here", r.Method, r.URL.Path))
 	}))
+	errorLog, err := zap.NewStdLogAt(o.Log, zap.WarnLevel)
+	if err != nil {
+		panic(err) // the level exists
+	}
 	s.http = &http.Server{
 		Handler: s.mux, ReadHeaderTimeout: bodyTime, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: zap.NewStdLog(o.Log),
+		ErrorLog: errorLog,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, userKey{}, allowed(c))
 		},
@@ -242,10 +246,37 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) error {
 // change answers a change of role with the status after it.
 func (s *Server) change(w http.ResponseWriter, r *http.Request, what string, f func() error) error {
 	s.o.Log.Info("asked by an administrator", zap.String("change", what), zap.String("query", r.URL.RawQuery))
+	before := s.o.Volume.Status().Peer
 	if err := f(); err != nil {
 		return err
 	}
+	if up(before) {
+		s.again(r.Context())
+	}
 	return s.status(w, r)
+}
+
+// up: there is a session with the peer.
+func up(p replicate.Phase) bool {
+	return p == replicate.PhaseConnected || p == replicate.PhaseCatchUp || p == replicate.PhaseResync || p == replicate.PhaseInSync
+}
+
+const againTime = 2 * time.Second
+
+// again waits for the session that follows a change of role, which ends the one
+// before: "lost" would say something else.
+func (s *Server) again(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, againTime)
+	defer cancel()
+	t := time.NewTicker(waitEvery)
+	defer t.Stop()
+	for !up(s.o.Volume.Status().Peer) {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (s *Server) promote(w http.ResponseWriter, r *http.Request) error {

@@ -412,6 +412,22 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// A daemon that is stopped, or stuck, keeps nobody waiting who asks how it is.
+func TestStatusUnanswered(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	c := NewClient(path)
+	defer c.Close()
+	c.statusTime = 10 * time.Millisecond
+	if _, err := c.Status(context.Background()); kindOf(err) != KindTimeout || !strings.Contains(err.Error(), path+" did not answer in time") {
+		t.Errorf("%v", err)
+	}
+}
+
 // A client that goes away in the middle of its data is no warning.
 func TestClientGoneInBody(t *testing.T) {
 	seen, logs := observer.New(zap.DebugLevel)

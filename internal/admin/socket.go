@@ -46,8 +46,8 @@ func (e *SocketError) Unwrap() error { return e.Err }
 
 // Listen makes the daemon's socket, which only this user and root can connect
 // to from the moment that it exists. One that a dead daemon left is replaced.
-// Closing the listener removes it.
-func Listen(path string, log *zap.Logger) (*net.UnixListener, error) {
+// Closing the listener removes it, unless another one is there by then.
+func Listen(path string, log *zap.Logger) (net.Listener, error) {
 	dir := filepath.Dir(path)
 	if err := ensureDir(path, dir, log); err != nil {
 		return nil, err
@@ -74,11 +74,27 @@ func Listen(path string, log *zap.Logger) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, &SocketError{path, "not made", "check the directory and its permissions", bare(err)}
 	}
-	if info, err := os.Lstat(path); err != nil || info.Mode().Perm()&0o177 != 0 {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().Perm()&0o177 != 0 {
 		l.Close()
 		return nil, &SocketError{path, "others than its owner have access", "put it on a file system that keeps permissions", err}
 	}
-	return l.(*net.UnixListener), nil
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return &listener{l, path, info}, nil
+}
+
+// listener is one on a socket at path.
+type listener struct {
+	net.Listener
+	path string
+	made os.FileInfo
+}
+
+func (l *listener) Close() error {
+	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.made) {
+		os.Remove(l.path) // who finds one that is left, finds it dead
+	}
+	return l.Listener.Close()
 }
 
 // ensureDir makes a missing directory under /run, which is empty after a boot.

@@ -136,3 +136,34 @@ func TestFindSocketBesideDead(t *testing.T) {
 		t.Errorf("one live: %q, %v", got, err)
 	}
 }
+
+// A listener whose socket was removed leaves alone the one that another daemon has
+// made in its place.
+func TestListenLeavesAnothersSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.sock")
+	first, err := Listen(path, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	second, err := Listen(path, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+}
