@@ -13,9 +13,6 @@ type Options struct {
 	// answers nothing under MD5, not even a reset, so without it a write
 	// would hang for the kernel's 15 minutes. 0: DefaultUserTimeout.
 	UserTimeout time.Duration
-	// SendBuffer and ReceiveBuffer are SO_SNDBUF and SO_RCVBUF in bytes.
-	// 0 leaves the kernel's autotuning on, which measured best.
-	SendBuffer, ReceiveBuffer int
 }
 
 func (o Options) withDefaults() Options {

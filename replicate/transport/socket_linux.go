@@ -41,15 +41,9 @@ func newEndpoint(name string, peer netip.Addr, opt Options) (*endpoint, error) {
 		return nil, &ConfigError{name, "no peer address", "set the peer's IP address"}
 	case peer.IsUnspecified(), peer.IsMulticast():
 		return nil, &ConfigError{name, fmt.Sprintf("peer address %s is nobody's", peer), "set the peer's own IP address"}
-	case opt.SendBuffer < 0 || opt.ReceiveBuffer < 0:
-		return nil, &ConfigError{name, "negative socket buffer size", "use 0 for the kernel's choice"}
 	}
 	return &endpoint{name: name, peer: peer, opt: opt.withDefaults()}, nil
 }
-
-// Rejected is the number of connections that were accepted by the kernel and
-// closed at once, because they did not come from the peer's address.
-func (e *endpoint) Rejected() uint64 { return e.rejected.Load() }
 
 // Name implements Transport.
 func (e *endpoint) Name() string { return e.name }
@@ -123,9 +117,6 @@ func (e *endpoint) control(listen bool, addr netip.AddrPort) func(network, addre
 	return func(network, _ string, rc syscall.RawConn) error {
 		var err error
 		cerr := rc.Control(func(fd uintptr) {
-			if err = setBuffers(int(fd), e.opt); err != nil {
-				return
-			}
 			if err = setCongestion(int(fd)); err != nil {
 				return
 			}
@@ -251,21 +242,6 @@ func cause(err error) error {
 		return op.Err
 	}
 	return err
-}
-
-func setBuffers(fd int, opt Options) error {
-	if n := opt.SendBuffer; n > 0 {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, n); err != nil {
-			return os.NewSyscallError("setsockopt SO_SNDBUF", err)
-		}
-	}
-	// Before connect and listen, as it decides the window scale.
-	if n := opt.ReceiveBuffer; n > 0 {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, n); err != nil {
-			return os.NewSyscallError("setsockopt SO_RCVBUF", err)
-		}
-	}
-	return nil
 }
 
 func setConnOptions(fd int, opt Options) error {
