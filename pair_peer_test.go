@@ -14,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/internal/loopback"
 	"github.com/nvmmirror/nvmmirror/pmem"
@@ -225,8 +228,10 @@ func TestOtherGeometry(t *testing.T) {
 	}
 }
 
+// A region and its copy are no pair. They refuse each other as long as it takes, and
+// each log has it once.
 func TestSameNode(t *testing.T) {
-	a, b := pairInSync(t, testConfig{})
+	a, b := pairInSync(t, testConfig{timeout: slow(300 * time.Millisecond)})
 	a.close()
 	b.close()
 	region, err := os.ReadFile(a.path)
@@ -236,12 +241,18 @@ func TestSameNode(t *testing.T) {
 	if err := os.WriteFile(b.path, region, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	core, logged := observer.New(zap.InfoLevel)
+	a.opt.Logger = zap.New(core)
 	a.open()
 	b.open()
 	for _, n := range []*testNode{a, b} {
 		if s := n.peerIs("refused"); replicate.Rule(s.Rule) != replicate.RuleSameNode {
 			t.Fatalf("%+v", s)
 		}
+	}
+	a.until("refused again and again", func(s Status) bool { return s.Counters.Refused >= 4 })
+	if n := logged.FilterMessage("handshake").Len(); n != 1 {
+		t.Errorf("%d handshakes are logged: %v", n, logged.All())
 	}
 }
 
