@@ -231,3 +231,23 @@ func TestScanStopsBeforeAFault(t *testing.T) {
 		t.Errorf("%+v", again.recovery)
 	}
 }
+
+// TestExtendMeetsAFault: log that a peer brought back lies beside a page that
+// cannot be read: an error, and the node acknowledges nothing more.
+func TestExtendMeetsAFault(t *testing.T) {
+	mem := emulated(t, 2<<20, 2<<20)
+	v := openQuiet(t, mem)
+	if _, err := (transaction{{0, make([]byte, 64<<10)}}).commit(v); err != nil {
+		t.Fatal(err)
+	}
+	page := (v.ring.Off + int64(v.journal.End())) &^ (blockSize - 1)
+	bad := mem.Bytes()[page:][:blockSize]
+	if err := unix.Mprotect(bad, unix.PROT_NONE); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Mprotect(bad, unix.PROT_READ|unix.PROT_WRITE)
+	var fault *pmem.FaultError
+	if err := (*node)(v).Extend(); !errors.As(err, &fault) || fault.Offset&^(blockSize-1) != page || v.failed.Load() == nil {
+		t.Errorf("page at offset %d: %v", page, err)
+	}
+}
