@@ -15,7 +15,8 @@ import (
 //   - Bytes from End on are scratch: no reader may trust them.
 //   - One goroutine at a time owns the log: on a primary the committer's
 //     driver, on a secondary the session's receiver. Only the owner calls
-//     what changes it. End and Ring are for anyone.
+//     what changes it. End and Size are for anyone, and Ring while no full copy
+//     can begin, which rebases it.
 type Log struct {
 	mem   pmem.Memory
 	off   int64
@@ -39,6 +40,9 @@ func NewLog(mem pmem.Memory, off, size int64, base LSN) *Log {
 
 // Ring is the log's ring, for reading.
 func (l *Log) Ring() Ring { return l.ring }
+
+// Size is the ring's size in bytes.
+func (l *Log) Size() LSN { return LSN(len(l.ring.Bytes)) }
 
 // End is the LSN after the last persistent segment.
 func (l *Log) End() LSN { return LSN(l.end.Load()) }

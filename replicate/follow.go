@@ -83,7 +83,7 @@ func (p *Pair) follow(s *session, v Verdict) error {
 func (p *Pair) checkFollow(f *follow, v Verdict, s *session) error {
 	st := p.node.State()
 	log := p.node.Log()
-	size := journal.LSN(log.Ring().Size())
+	size := log.Size()
 	switch {
 	case f.Lineage == UUID{} || !st.Blank() && f.Lineage != st.Lineage:
 		return &WireError{fmt.Sprintf("told to follow lineage %v", f.Lineage)}

@@ -37,7 +37,7 @@ func (p *Pair) lead(s *session, mine Side, v Verdict) error {
 	if err != nil {
 		return err
 	}
-	ckpt, size := journal.LSN(m.b), journal.LSN(p.node.Log().Ring().Size())
+	ckpt, size := journal.LSN(m.b), p.node.Log().Size()
 	if journal.LSN(m.a) != f.From || ckpt > f.From || f.From-ckpt > size {
 		return &WireError{fmt.Sprintf("follows from LSN %d with its checkpoint at %d, told %d", m.a, m.b, f.From)}
 	}
@@ -108,7 +108,7 @@ func (p *Pair) chainAt(lsn journal.LSN) (chain uint32, ok bool) {
 	if lsn == log.End() {
 		return log.Chain(), true
 	}
-	if lsn > log.End() || log.End()-lsn > journal.LSN(log.Ring().Size()) || lsn < p.unsound {
+	if lsn > log.End() || log.End()-lsn > log.Size() || lsn < p.unsound {
 		return 0, false
 	}
 	var h journal.Header
@@ -226,7 +226,7 @@ func (p *Pair) takeAck(s *session, m *message) error {
 	s.acked = max(s.acked, acked)
 	if ckpt > s.peerCkpt {
 		s.peerCkpt = ckpt
-		s.sendEnd = ckpt + journal.LSN(p.node.Log().Ring().Size())
+		s.sendEnd = ckpt + p.node.Log().Size()
 	}
 	if m.c != 0 && time.Duration(m.c) <= p.now() {
 		p.renewLease(time.Duration(m.c))

@@ -314,8 +314,8 @@ func (r *receiver) admit(h *journal.Header) error {
 		return &WireError{fmt.Sprintf("segment of epoch %v at LSN %d, the history says %v", h.Epoch, h.LSN, e.Epoch)}
 	case h.Prev != r.nextChain:
 		return &WireError{fmt.Sprintf("segment at LSN %d is not chained to the log", h.LSN)}
-	case h.End() > r.p.node.Checkpoint()+journal.LSN(ring.Size()):
-		return &WireError{fmt.Sprintf("segment up to LSN %d where the ring has room up to %d", h.End(), r.p.node.Checkpoint()+journal.LSN(ring.Size()))}
+	case h.End() > r.p.node.Checkpoint()+r.log.Size():
+		return &WireError{fmt.Sprintf("segment up to LSN %d where the ring has room up to %d", h.End(), r.p.node.Checkpoint()+r.log.Size())}
 	case h.Acked > h.LSN:
 		return &WireError{fmt.Sprintf("segment at LSN %d says that %d was acknowledged", h.LSN, h.Acked)}
 	case !ring.Fits(h):

@@ -77,7 +77,7 @@ func (r *receiver) frame(m *message) error {
 	switch {
 	case lsn != next:
 		return &WireError{fmt.Sprintf("frame at LSN %d, %d is next", lsn, next)}
-	case lsn+journal.LSN(n) > r.p.node.Checkpoint()+journal.LSN(ring.Size()) || n > ring.Contiguous(lsn):
+	case lsn+journal.LSN(n) > r.p.node.Checkpoint()+r.log.Size() || n > ring.Contiguous(lsn):
 		return &WireError{fmt.Sprintf("frame of %d bytes at LSN %d: no room", n, lsn)}
 	case r.segNext == 0 && n <= headerSize, r.segNext != 0 && lsn+journal.LSN(n) > r.seg.End():
 		return &WireError{fmt.Sprintf("frame of %d bytes at LSN %d does not fit its segment", n, lsn)}

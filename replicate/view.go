@@ -15,7 +15,7 @@ import (
 // required nodes hold, and where the ring must not be written.
 func (p *Pair) Progress() (acked, limit journal.LSN) {
 	end := p.node.Log().End()
-	size := journal.LSN(p.node.Log().Ring().Size())
+	size := p.node.Log().Size()
 	limit = p.node.Checkpoint() + size
 	if s := p.insync.Load(); s != nil {
 		p.progress(s)
