@@ -28,7 +28,7 @@ var (
 	ErrTooLarge = journal.ErrTooLarge
 	// ErrClosed: the volume, or the transaction, has been closed.
 	ErrClosed = errors.New("closed")
-	// ErrOutOfRange: beyond the volume's end.
+	// ErrOutOfRange: before the volume's start, or beyond its end.
 	ErrOutOfRange = errors.New("beyond the volume's end")
 	// ErrNoLease: the peer has not been heard of for the read lease, and
 	// may have been promoted. Reads resume with the peer, or alone.
@@ -58,15 +58,16 @@ type CorruptError struct {
 
 func (e *CorruptError) Error() string { return fmt.Sprintf("%s: corrupt (%s)", e.What, e.Detail) }
 
-// LengthError: the file is not as long as its metadata says.
+// LengthError: the file is shorter, in bytes, than its metadata says.
 type LengthError struct{ Have, Want int64 }
 
 func (e *LengthError) Error() string {
 	return fmt.Sprintf("the file has %d bytes, its metadata says %d: it was cut off or copied in part; restore it, or create it anew and let the peer fill it", e.Have, e.Want)
 }
 
-// ShutdownError: the device counts a dirty shutdown since the region was last
-// open: what was flushed may have been lost.
+// ShutdownError: the device counts another number of dirty shutdowns than when
+// the region, which was not closed cleanly, was last open: what was flushed may
+// have been lost.
 type ShutdownError struct{ Have, Want uint64 }
 
 func (e *ShutdownError) Error() string {

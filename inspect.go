@@ -111,7 +111,7 @@ type Outlook struct {
 // Inspect reads a region, or a copy of one, without changing a byte of it, and
 // while another process may have it open. An error that concerns its format is
 // [ErrNotRegion], a [*NewerError], a [*CorruptError] or a [*LengthError]; with
-// the last two comes what could be read nevertheless.
+// all but the first comes what could be read nevertheless.
 func Inspect(path string) (*Inspection, error) {
 	v, s, err := openSubject(path)
 	if err != nil {

@@ -74,7 +74,8 @@ type JournalStop struct {
 // InspectJournal shows the live journal of a closed region, or of a copy of
 // one: the segments from the checkpoint on, as recovery would read them, and
 // behind damage those that it cannot reach. A region in use is refused with
-// [ErrInUse]: its log moves, ask the program that has it open.
+// [ErrInUse]: its log moves, ask the program that has it open. An error of show
+// ends it.
 func InspectJournal(path string, o JournalOptions, show func(*SegmentInfo) error) (*JournalStop, error) {
 	v, s, err := openSubject(path)
 	if err != nil {
@@ -196,7 +197,7 @@ func allZero(p []byte) bool { return !slices.ContainsFunc(p, func(b byte) bool {
 
 // InspectJournal shows the journal of an open volume from its checkpoint to
 // its end at this moment, while commits go on and without holding them up.
-// What a checkpoint frees meanwhile is left out.
+// What a checkpoint frees meanwhile is left out. An error of show ends it.
 func (v *Volume) InspectJournal(ctx context.Context, o JournalOptions, show func(*SegmentInfo) error) (*JournalStop, error) {
 	v.metaMu.Lock()
 	m := v.meta

@@ -45,7 +45,7 @@ import (
 //	216               u64, u64  epoch
 //	232               u32  CRC field of the segment before it
 //	236  settled      u32  1: closed cleanly (flag 8), and no block is unverified
-//	240  shutdowns    u64  dirty-shutdown count of the device when it was opened
+//	240  shutdowns    u64  dirty-shutdown count of the device when it was opened, and bit 63; 0: none
 //	248  end          u64  LSN after the log where it was closed cleanly, else 0
 //	256  history      per entry: u64 counter, u64 node, u64 start, u32 flags (1 peer in, 2 async), u32 reserved
 //	...  CRC          u32  CRC32C of all before it

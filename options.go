@@ -55,11 +55,11 @@ type Peer struct {
 	Listen   string        // own address and port, such as "10.0.0.1:7447"
 	Address  string        // the peer's
 	Key      []byte        // of TCP_MD5SIG, at most 80 bytes, the same on both nodes
-	Timeout  time.Duration // after which the peer counts as lost; 0: 1s
+	Timeout  time.Duration // after which the peer counts as lost, 50ms to 10min; 0: 1s
 	BusyPoll time.Duration // before a wait for the peer sleeps; 0: 50µs, negative: none
 	// Connections carry transactions of more than 256 KiB beside the
-	// session's own connection, each with a thread at both ends. 0: 1. Of
-	// two nodes that differ the smaller number counts.
+	// session's own connection, each with a goroutine at both ends: 1 to
+	// MaxConnections; 0: 1. Of two nodes that differ the smaller number counts.
 	Connections int
 	// Transport is the way to the peer, such as [transport.NewTLS] or
 	// [transport.NewPlain] makes it; Key is then unused. nil: TCP_MD5SIG.

@@ -21,8 +21,10 @@ const MaxRead = 64 << 20
 // ReadAt reads the committed bytes at off: those of a prefix of the commit
 // order that every required node holds, never a part of a transaction. Each
 // block is verified; one that fails is fetched from the peer, repaired and
-// counted, else the error is a [*CorruptError]. Reading past the end returns
-// io.EOF as io.ReaderAt says; reading more than MaxRead bytes is refused.
+// counted, else the error is a [*CorruptError]. On a secondary it is an
+// [*ErrNotPrimary], without the read lease ErrNoLease; what p holds then means
+// nothing. Reading past the end returns io.EOF as io.ReaderAt says; reading more
+// than MaxRead bytes is refused.
 func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 {
 		return 0, fmt.Errorf("%w: offset %d", ErrOutOfRange, off)

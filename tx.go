@@ -26,6 +26,7 @@ func (tx Tx) live() bool { return tx.r != nil && tx.r.Generation() == tx.gen }
 
 // Write adds a write of p at byte offset off. p is not copied: it must not
 // change until Commit has returned. Where writes overlap, the last one counts.
+// The error matches ErrOutOfRange, or ErrClosed once the transaction is over.
 func (tx Tx) Write(off int64, p []byte) error {
 	if !tx.live() {
 		return fmt.Errorf("transaction: %w", ErrClosed)

@@ -123,8 +123,8 @@ type Recovery struct {
 
 // CreateOptions say what to create.
 type CreateOptions struct {
-	Size        int64 // of the volume in bytes, a multiple of 4096
-	JournalSize int64 // of the ring in bytes, a multiple of 2 MiB; 0: 64 MiB
+	Size        int64 // of the volume in bytes, a multiple of 4096, at most 64 TiB
+	JournalSize int64 // of the ring in bytes, a multiple of 2 MiB, at most 1 TiB; 0: 64 MiB
 	// Accept is the weakest device class to create the region on; 0 means
 	// cacheline. Emulated memory is volatile.
 	Accept pmem.Class
@@ -137,7 +137,10 @@ const (
 )
 
 // Create creates a blank region: a volume of zeros that belongs to no lineage
-// yet. It never overwrites anything, and nothing is at path unless it succeeds.
+// yet. It overwrites no file, and nothing is at path unless it succeeds; of a
+// devdax device, which is refused where it holds a region, it overwrites the
+// first bytes, as many as the region has. Errors are a [*SizeError], one that
+// matches [io/fs.ErrExist], and those of [pmem.Create].
 func Create(path string, o CreateOptions) (err error) {
 	if o.JournalSize == 0 {
 		o.JournalSize = DefaultJournal
@@ -392,16 +395,20 @@ func (v *Volume) close() error {
 func (v *Volume) Size() int64 { return v.size }
 
 // Promote makes this node the primary. Unforced, it is refused with a
-// [*RefusedError] where that could lose acknowledged data.
+// [*RefusedError] where that could lose acknowledged data; forced too, while a
+// full copy onto this node has not finished.
 func (v *Volume) Promote(ctx context.Context, force bool) error {
 	return v.orClosed(v.pair.Promote(ctx, force))
 }
 
-// Demote makes this node a secondary once all that it took is acknowledged.
+// Demote makes this node a secondary once all that it took is acknowledged. It is
+// refused with a [*RefusedError] where the peer is required and not in sync; where
+// ctx ends before, the node stays primary.
 func (v *Volume) Demote(ctx context.Context) error { return v.orClosed(v.pair.Demote(ctx)) }
 
 // ContinueAlone makes a primary that waits for its lost peer go on without it.
-// Unforced, it is refused with a [*RefusedError] without the title.
+// Unforced, it is refused with a [*RefusedError] without the title, with a damaged
+// journal, beside a peer that is in sync, or that is primary as well.
 func (v *Volume) ContinueAlone(ctx context.Context, force bool) error {
 	return v.orClosed(v.pair.ContinueAlone(ctx, force))
 }
