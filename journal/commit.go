@@ -442,8 +442,8 @@ func (c *Committer) End(err error) {
 	c.claim = nil
 }
 
-// Tick drives one round if nobody does. What is left to do then, is the
-// owner's to come back for.
+// Tick drives for as long as something moves, if nobody does. What is left to do
+// then, is the owner's to come back for.
 func (c *Committer) Tick() {
 	c.mu.Lock()
 	if c.driving {

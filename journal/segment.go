@@ -1,6 +1,6 @@
 // Package journal is the ordered log of a region: a ring of segments in
-// persistent memory, group commit into it, recovery from it, and a reader that
-// inspects it.
+// persistent memory, group commit into it, and the scan by which recovery and
+// inspections find where it ends.
 //
 // # Segment
 //
@@ -158,7 +158,7 @@ type Records struct {
 }
 
 // NewRecords reads the records in body, the bytes behind a data segment's
-// header.
+// header. Their data are parts of it.
 func NewRecords(body []byte) Records { return Records{body, len(body)} }
 
 // Position is where the next record starts in the body.
