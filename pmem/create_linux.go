@@ -14,7 +14,7 @@ import (
 // Create allocates a zeroed region of size bytes, which appears at path when
 // Publish is called and is gone when the region is closed before that, or the
 // process dies. A path that exists is an error that matches [fs.ErrExist];
-// nothing is ever overwritten.
+// nothing is ever overwritten. Where there is no room, it is an *AllocError.
 //
 // A devdax device is opened in place: size 0 means the whole of it, Publish
 // does nothing, and its content is what was there before. The caller must look

@@ -82,8 +82,8 @@ func (e *AllocError) Unwrap() error { return e.Err }
 // without having written them. Every later Fence returns the same error.
 type PersistenceError struct {
 	Path   string
-	Offset int64 // of the first range that failed
-	Length int64
+	Offset int64 // of the first range that failed, in bytes
+	Length int64 // of it
 	Err    error
 }
 

@@ -17,8 +17,10 @@ type Options struct {
 
 // Open maps the whole of a region's file, or of a devdax device, for storing.
 // It takes an exclusive lock, which Close releases; where another open holds
-// it, the error is an *InUseError. Holes in the file are allocated and every
-// page is made present. The length of the file is not judged.
+// it, the error is an *InUseError. Holes in the file are allocated, what it shares
+// with a copy gets storage of its own (where there is no room, an *AllocError), and
+// every page that can be read is made present. The length of the file is not
+// judged.
 func Open(path string, opt Options) (*Region, error) {
 	f, err := openPath(path, os.O_RDWR)
 	if err != nil {

@@ -35,11 +35,12 @@ var littleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1
 // Path is the path that the region was opened or created at.
 func (r *Region) Path() string { return r.path }
 
-// Size is the size of the mapping in bytes: the file's length at open.
+// Size is the size of the mapping in bytes: the file's length at open, or what
+// Create was asked for.
 func (r *Region) Size() int64 { return int64(len(r.mem)) }
 
-// Device says whether the region is a whole devdax device. Such a region is
-// used in place: Create neither zeroes it nor hides it until Publish.
+// Device says whether the region is on a devdax device. Such a region is used in
+// place: Create neither zeroes it nor hides it until Publish.
 func (r *Region) Device() bool { return r.device }
 
 // Class implements [Memory].
