@@ -45,19 +45,21 @@ type Node interface {
 	// does: log behind damage that was brought back.
 	Extend() error
 
-	// ReadBlocks reads the blocks from first on, as many as dst holds, and
-	// what the table says of each. applied is the LSN of what was read. A
+	// ReadBlocks reads len(info) blocks from first on into dst, and what the
+	// table says of each into info. applied is the LSN of what was read. A
 	// block that fails its checksum is an error.
 	ReadBlocks(first int64, dst []byte, info []BlockInfo) (applied journal.LSN, err error)
 	// StartCopy makes r durable with the state that f leaves, then starts
 	// the log over at r.Fork.
 	StartCopy(r Resync, f func(*State)) error
-	// CopyBlocks stores blocks of a full copy, already verified.
+	// CopyBlocks stores len(info) blocks of a full copy, already verified. It
+	// does not keep src or info.
 	CopyBlocks(first int64, src []byte, info []BlockInfo) error
 	// FinishCopy makes durable what was copied and applied, then clears the
 	// record.
 	FinishCopy() error
-	// Repaired is the peer's answer to a RepairRequest, or why there is none.
+	// Repaired is the peer's answer to Pair.RequestBlock, or why there is none.
+	// It does not keep data.
 	Repaired(block int64, data []byte, info BlockInfo, applied journal.LSN, err error)
 }
 

@@ -59,8 +59,8 @@ type Config struct {
 
 // Counters count what status and metrics show.
 type Counters struct {
-	CRCFailures  atomic.Uint64 // frames and messages whose checksum failed here
-	Resends      atomic.Uint64 // frames sent again
+	CRCFailures  atomic.Uint64 // segments, frames and bodies of messages whose checksum failed here
+	Resends      atomic.Uint64 // requests of the peer for log that it was sent damaged
 	Reconnects   atomic.Uint64 // sessions after the first
 	Refused      atomic.Uint64 // handshakes that ended in refusal
 	DialFailures atomic.Uint64
@@ -140,13 +140,13 @@ func (p *Pair) change(f func(*mode)) {
 type Phase string
 
 const (
-	PhaseNone      Phase = "none" // standalone
-	PhaseLost      Phase = "lost"
-	PhaseConnected Phase = "connected" // and nothing is shipped
-	PhaseCatchUp   Phase = "catching-up"
-	PhaseResync    Phase = "resyncing" // by a full copy
+	PhaseNone      Phase = "none"        // standalone
+	PhaseLost      Phase = "lost"        // no session
+	PhaseConnected Phase = "connected"   // and nothing is shipped
+	PhaseCatchUp   Phase = "catching-up" // by the log
+	PhaseResync    Phase = "resyncing"   // by a full copy
 	PhaseInSync    Phase = "in-sync"
-	PhaseRefused   Phase = "refused"
+	PhaseRefused   Phase = "refused" // by the last handshake
 )
 
 // errAgain: the session ended well, decide again at once.

@@ -36,7 +36,8 @@ func (p *Pair) Progress() (acked, limit journal.LSN) {
 	return acked, limit
 }
 
-// Wait sleeps until Progress may have something.
+// Wait sleeps until Progress may have something, for d at most. It returns false
+// at once where no session is in sync. The caller has the role.
 func (p *Pair) Wait(d time.Duration) bool {
 	if s := p.insync.Load(); s != nil {
 		s.wait(p.node.Log().End()-s.acked > spreadFrom, d)
