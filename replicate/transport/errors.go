@@ -93,7 +93,8 @@ func (e *DialError) Unwrap() error { return e.Err }
 // Timeout reports whether the peer did not answer, as opposed to refused.
 func (e *DialError) Timeout() bool { return isTimeout(e.Err) }
 
-// ConnError: an established connection failed. It stays failed.
+// ConnError: an established connection failed. It stays failed, unless it was the
+// memory of a caller's buffer (EFAULT).
 type ConnError struct {
 	Transport string
 	Op        string // "read", "write" or "wait"

@@ -44,7 +44,7 @@ func (e *KeyFileError) Error() string {
 func (e *KeyFileError) Unwrap() error { return e.Err }
 
 // GenerateKey writes a new random key to path, mode 0600, durably. It never
-// overwrites.
+// overwrites. The error is a *KeyFileError.
 func GenerateKey(path string) error {
 	var random [generatedKeyBytes]byte
 	_, _ = rand.Read(random[:]) // never fails: the program is ended instead
@@ -100,7 +100,7 @@ func syncDir(dir string) error {
 }
 
 // LoadKey reads the key in path. It refuses a file that somebody else could
-// have read or written.
+// have read or written. The error is a *KeyFileError.
 func LoadKey(path string) ([]byte, error) {
 	const generate = "make one with: nvmmirrord key generate FILE, and copy it to the other node"
 	// One byte more than the longest line shows a file that is too long.

@@ -30,8 +30,9 @@ type MD5Sig struct {
 
 var _ Transport = (*MD5Sig)(nil)
 
-// NewMD5Sig makes the transport to peer, whose end must have the same key.
-// The error is a *UnsupportedError where the kernel cannot.
+// NewMD5Sig makes the transport to peer, whose end must have the same key, of 1
+// to MaxKeyLen bytes, which is copied. The error is a *ConfigError, or a
+// *UnsupportedError where the kernel cannot.
 func NewMD5Sig(peer netip.Addr, key []byte, opt Options) (*MD5Sig, error) {
 	// A key of length 0 would delete: connections would go on unsigned.
 	if len(key) == 0 || len(key) > MaxKeyLen {

@@ -18,22 +18,26 @@ const (
 type Transport interface {
 	// Name is the transport's name in config and status, such as "md5sig".
 	Name() string
-	// Listen binds local and accepts connections of the peer only.
+	// Listen binds local and accepts connections of the peer only. The error
+	// is a *ConfigError or a *SetupError.
 	Listen(local netip.AddrPort) (Listener, error)
-	// Dial connects from the address local (any port) to peer.
+	// Dial connects from the address local (any port) to peer, within ctx. The
+	// error is a *ConfigError, a *SetupError or a *DialError.
 	Dial(ctx context.Context, local netip.Addr, peer netip.AddrPort) (Conn, error)
 }
 
 // Listener accepts connections of the peer.
 type Listener interface {
+	// Accept waits for one. A *SetupError may pass; net.ErrClosed does not.
 	Accept() (Conn, error)
 	Addr() netip.AddrPort
 	Close() error
 }
 
 // Conn is a reliable, ordered stream of bytes that does not block unless it
-// is asked to. One goroutine reads and one writes at a time; Wake, Close and
-// RemoteAddr are safe at any time.
+// is asked to. One goroutine reads and one writes at a time; Wait, Park, Wake,
+// Close and RemoteAddr are safe at any time. No buffer is kept beyond a call. An
+// error is io.EOF, net.ErrClosed or a *ConnError.
 type Conn interface {
 	// TryRead reads what has arrived. (0, nil): nothing yet. io.EOF: the
 	// peer closed its side.
