@@ -99,7 +99,7 @@ func BenchmarkScan(b *testing.B) {
 			const size = 64 << 20
 			l := benchLog(b, size)
 			r := requestOf([]Write{{0, make([]byte, n)}})
-			for l.End()+l.Room(r.Size()) <= size {
+			for l.End()+l.room(r.Size()) <= size {
 				if _, err := l.Append([]*Request{r}, r.Size(), l.End()); err != nil {
 					b.Fatal(err)
 				}

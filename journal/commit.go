@@ -264,7 +264,7 @@ func (c *Committer) canAppend() bool {
 	return len(c.queue) > 0 && c.fits(c.queue[0].size)
 }
 
-func (c *Committer) fits(size int) bool { return c.log.End()+c.log.Room(size) <= c.limit }
+func (c *Committer) fits(size int) bool { return c.log.End()+c.log.room(size) <= c.limit }
 
 // step does one round of the driver's work and reports whether anything moved.
 func (c *Committer) step() (moved bool) {

@@ -60,8 +60,8 @@ func (e *FormatError) Error() string {
 	return s
 }
 
-// IsNewer reports whether err says that the journal needs a newer program.
-func IsNewer(err error) bool {
+// isNewer reports whether err says that the journal needs a newer program.
+func isNewer(err error) bool {
 	var f *FormatError
 	return errors.As(err, &f) && f.Kind == Newer
 }

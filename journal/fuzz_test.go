@@ -98,14 +98,14 @@ func FuzzScanFrom(f *testing.F) {
 		}
 		ring := Ring{Bytes: b}
 		scan, err := ScanFrom(ring, testHistory(0), testEpoch.Node, start, 0, LSN(acked), nil)
-		if err != nil && !IsNewer(err) {
+		if err != nil && !isNewer(err) {
 			t.Fatal(err)
 		}
 		if scan.End < start || scan.End > start+size || scan.Stop == nil || (err == nil && scan.Damage != nil) != (err == nil && scan.Acked > scan.End) {
 			t.Fatalf("%+v", scan)
 		}
 		// What was accepted can be read.
-		s := NewScanner(ring, testHistory(0), start, 0)
+		s := newScanner(ring, testHistory(0), start, 0)
 		for range scan.Segments {
 			var h Header
 			if _, err := s.Next(&h); err != nil {

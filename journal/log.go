@@ -80,9 +80,9 @@ func (l *Log) PieceSum(lsn LSN) (crc uint32, ok bool) { return l.sums.get(lsn) }
 // takes.
 func (l *Log) MaxTransaction() int { return MaxSegment(int64(l.ring.Size())) - HeaderSize }
 
-// Room is how many bytes of log a segment with so many bytes of records takes,
+// room is how many bytes of log a segment with so many bytes of records takes,
 // the padding at the ring's end before it included.
-func (l *Log) Room(records int) LSN {
+func (l *Log) room(records int) LSN {
 	n := roundUp(HeaderSize + records)
 	if c := l.ring.Contiguous(l.End()); n > c {
 		n += c
@@ -176,7 +176,7 @@ func (l *Log) Fence(end LSN, chain uint32) error {
 
 // Extend moves End over the valid segments that follow, and makes them durable.
 func (l *Log) Extend(history History) error {
-	s := NewScanner(l.ring, history, l.End(), l.chain)
+	s := newScanner(l.ring, history, l.End(), l.chain)
 	for h := new(Header); ; {
 		if _, err := s.Next(h); err != nil {
 			break

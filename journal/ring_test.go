@@ -47,7 +47,7 @@ func (m *ringModel) grow(t *rapid.T, count int) {
 				size += recordSize(len(w.Data))
 			}
 		}
-		for from, _ := m.from(); l.End()+l.Room(size) > from+LSN(l.Ring().Size()); from, _ = m.from() {
+		for from, _ := m.from(); l.End()+l.room(size) > from+LSN(l.Ring().Size()); from, _ = m.from() {
 			m.ckpt++
 		}
 		m.acked = max(m.acked, min(m.acked+LSN(rapid.IntRange(0, 40).Draw(t, "acked"))*Align, l.End()))
@@ -83,7 +83,7 @@ func TestScanFindsWhatWasAppended(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := drawRing(t)
 		from, chain := m.from()
-		s := NewScanner(m.log.Ring(), testHistory(m.log.Ring().Base), from, chain)
+		s := newScanner(m.log.Ring(), testHistory(m.log.Ring().Base), from, chain)
 		var h Header
 		for _, want := range m.segs[m.ckpt:] {
 			body, err := s.Next(&h)
@@ -295,7 +295,7 @@ func TestScanTo(t *testing.T) {
 	third[HeaderSize] ^= 1
 	third[4]++
 	binary.LittleEndian.PutUint32(third[headerCRCOff:], crc32c.Sum(third[:headerCRCOff]))
-	if _, err := scan(0, ends[4]); !IsNewer(err) {
+	if _, err := scan(0, ends[4]); !isNewer(err) {
 		t.Errorf("a segment of a newer format: %v", err)
 	}
 }
@@ -328,7 +328,7 @@ func TestTrustWritesPadding(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for l.Room(recordSize(700)) <= 832 {
+	for l.room(recordSize(700)) <= 832 {
 		one()
 	}
 	pad := l.End()

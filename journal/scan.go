@@ -6,8 +6,8 @@ import (
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 )
 
-// Scanner steps through the valid segments of a ring.
-type Scanner struct {
+// scanner steps through the valid segments of a ring.
+type scanner struct {
 	ring    Ring
 	history History
 	next    LSN
@@ -17,21 +17,21 @@ type Scanner struct {
 	pads    []Header // the padding so far
 }
 
-// NewScanner starts at from, behind a segment whose header had checksum chain
+// newScanner starts at from, behind a segment whose header had checksum chain
 // (0 at the start of a log). It ends one lap further.
-func NewScanner(ring Ring, history History, from LSN, chain uint32) *Scanner {
-	return &Scanner{ring: ring, history: history, next: from, chain: chain, until: from + LSN(len(ring.Bytes)), sum: bodySum}
+func newScanner(ring Ring, history History, from LSN, chain uint32) *scanner {
+	return &scanner{ring: ring, history: history, next: from, chain: chain, until: from + LSN(len(ring.Bytes)), sum: bodySum}
 }
 
 func bodySum(_ *Header, body []byte) uint32 { return crc32c.Sum(body) }
 
 // Position is the LSN of the next segment and the checksum that it must be
 // chained to.
-func (s *Scanner) Position() (LSN, uint32) { return s.next, s.chain }
+func (s *scanner) Position() (LSN, uint32) { return s.next, s.chain }
 
 // Next reads the next segment. The error says why it is not valid; the
 // scanner then stays where it is.
-func (s *Scanner) Next(h *Header) (body []byte, err error) {
+func (s *scanner) Next(h *Header) (body []byte, err error) {
 	if s.next >= s.until {
 		return nil, &FormatError{Kind: NoSegment, LSN: s.next, Detail: "the ring is full"}
 	}
@@ -90,7 +90,7 @@ type Scan struct {
 // log is damaged, what this node was sent or wrote alone counts as acknowledged
 // up to the last segment.
 func ScanFrom(ring Ring, history History, node uint64, from LSN, chain uint32, acked LSN, sum func(h *Header, body []byte) uint32) (Scan, error) {
-	s := NewScanner(ring, history, from, chain)
+	s := newScanner(ring, history, from, chain)
 	if sum != nil {
 		s.sum = sum
 	}
@@ -111,7 +111,7 @@ func ScanFrom(ring Ring, history History, node uint64, from LSN, chain uint32, a
 // ScanTo is ScanFrom where the log is known to end at end, as a clean close
 // says. What lies behind is not looked at.
 func ScanTo(ring Ring, history History, from LSN, chain uint32, acked, end LSN, sum func(h *Header, body []byte) uint32) (Scan, error) {
-	s := NewScanner(ring, history, from, chain)
+	s := newScanner(ring, history, from, chain)
 	if sum != nil {
 		s.sum = sum
 	}
@@ -127,7 +127,7 @@ func ScanTo(ring Ring, history History, from LSN, chain uint32, acked, end LSN, 
 }
 
 // walk takes in the segments of s below end.
-func (res *Scan) walk(s *Scanner, end LSN) error {
+func (res *Scan) walk(s *scanner, end LSN) error {
 	var h Header
 	for s.next < end || end == s.until {
 		if _, res.Stop = s.Next(&h); res.Stop != nil {
@@ -139,7 +139,7 @@ func (res *Scan) walk(s *Scanner, end LSN) error {
 	}
 	res.End, res.Chain = s.Position()
 	res.pads = s.pads
-	if IsNewer(res.Stop) {
+	if isNewer(res.Stop) {
 		return res.Stop
 	}
 	return nil

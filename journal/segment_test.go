@@ -67,7 +67,7 @@ func TestHeaderKinds(t *testing.T) {
 		if err := DecodeHeader(b, &h); !errors.As(err, &f) || f.Kind != row.want {
 			t.Errorf("%s: %v, not %v", name, err, row.want)
 		}
-		if IsNewer(DecodeHeader(b, &h)) != (row.want == Newer) {
+		if isNewer(DecodeHeader(b, &h)) != (row.want == Newer) {
 			t.Errorf("%s: newer", name)
 		}
 	}

@@ -78,7 +78,7 @@ func (p *Pair) resume() error {
 	switch {
 	case st.Blank() && p.cfg.Transport == nil:
 		if err := p.mint(false, func(st *State) {
-			st.Lineage, st.Role, st.Title, st.Alone, st.Lease = NewUUID(), Primary, true, p.cfg.Alone, p.lease
+			st.Lineage, st.Role, st.Title, st.Alone, st.Lease = newUUID(), Primary, true, p.cfg.Alone, p.lease
 		}); err != nil {
 			return err
 		}
@@ -325,7 +325,7 @@ func (p *Pair) becomePrimary() error {
 	if err == nil {
 		err = p.mint(false, func(st *State) {
 			if st.Blank() {
-				st.Lineage = NewUUID()
+				st.Lineage = newUUID()
 			}
 			st.Role, st.Title, st.Alone, st.Lease = Primary, true, p.cfg.Alone, p.lease
 		})

@@ -14,8 +14,8 @@ import (
 // The zero UUID is a blank node's.
 type UUID [16]byte
 
-// NewUUID is a random (version 4) UUID.
-func NewUUID() (u UUID) {
+// newUUID is a random (version 4) UUID.
+func newUUID() (u UUID) {
 	rand.Read(u[:]) // never fails: crypto/rand
 	u[6] = u[6]&0x0f | 0x40
 	u[8] = u[8]&0x3f | 0x80
