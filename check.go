@@ -246,12 +246,10 @@ func (c *checker) journal() error {
 		return err
 	}
 	c.report.Log = stop
-	switch {
-	case r.Ending == EndDamaged:
+	switch r.Ending {
+	case EndDamaged:
 		c.damage("journal", start, "%s", r.Stop)
-	case m.closedBeyond(r.End):
-		c.damage("journal", start, "the log was closed at LSN %d, and is damaged at LSN %d: %s; the log up to LSN %d is known to be acknowledged; of what lies above only the peer can tell", m.End, r.End, r.Stop, r.Acked)
-	case r.Ending == EndTorn:
+	case EndTorn:
 		c.note("journal", start, "torn tail at LSN %d, which the next open cuts off: %s; the log up to LSN %d is known to be acknowledged; whether a crash or damage did it, only the peer can tell", r.End, r.Stop, r.Acked)
 	}
 	return nil

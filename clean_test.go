@@ -137,6 +137,10 @@ func TestFlipBelowTheNotedEnd(t *testing.T) {
 	if err != nil || !r.Damaged || len(r.Findings) != 1 || !strings.Contains(r.Findings[0].Problem, "the log was closed at LSN") {
 		t.Errorf("check: %v, %+v", err, r)
 	}
+	stop, err := InspectJournal(a.path, JournalOptions{}, func(*SegmentInfo) error { return nil })
+	if err != nil || !stop.Damaged || stop.Ending != EndDamaged {
+		t.Errorf("the journal's reader: %v, %+v", err, stop)
+	}
 	core, logged := observer.New(zap.ErrorLevel)
 	a.opt.Logger = zap.New(core)
 	a.open()

@@ -237,8 +237,12 @@ func foresee(mem []byte, m *metadata) (*Outlook, journal.Scan) {
 	found := *m
 	found.State.Acked = o.Acked
 	o.Apply = applyLimit(&found, scan.End)
-	if scan.Damage != nil {
+	switch {
+	case scan.Damage != nil:
 		o.Ending, o.Stop, o.Refused = EndDamaged, scan.Damage.Error(), scan.Damage.Error()
+	case m.closedBeyond(scan.End):
+		o.Ending = EndDamaged
+		o.Stop = fmt.Sprintf("damaged at LSN %d: %v; the log was closed at LSN %d, and is known to be acknowledged up to LSN %d: of what lies between only the peer can tell", scan.End, scan.Stop, m.End, o.Acked)
 	}
 	return o, scan
 }

@@ -343,11 +343,10 @@ func lookAt(path string) error {
 		}
 	}
 	c, err := readCopies(raw)
-	var newer *NewerError
 	switch {
-	case errors.Is(err, ErrNotRegion), errors.As(err, &newer):
+	case err != nil:
 		return err
-	case err == nil && info.Size() < c.meta.Data.end():
+	case info.Size() < c.meta.Data.end():
 		return &LengthError{Have: info.Size(), Want: c.meta.Data.end()}
 	}
 	return nil

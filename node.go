@@ -161,10 +161,10 @@ func (v *Volume) resum(b int64) bool {
 	case v.dirty.has(b) || !v.redoes(b):
 		v.noteBad(b, "checksum does not match when read for the peer")
 		return false
-	case !ok:
-		e.lsn = v.Applied()
-		fallthrough
 	default:
+		if !ok || e.lsn > v.Applied() {
+			e.lsn = v.Applied() // it may not hold what lies above, whatever its entry said
+		}
 		v.table.set(b, entry{e.lsn, sum, true})
 		v.unverified.add(b)
 		v.bad.remove(b)

@@ -4,8 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/replicate"
@@ -425,5 +430,57 @@ func TestCopyFromRestartedPrimary(t *testing.T) {
 	var corrupt *CorruptError
 	if _, err := (*node)(a.Volume).ReadBlocks(block, make([]byte, 2*blockSize), make([]replicate.BlockInfo, 2)); !errors.As(err, &corrupt) {
 		t.Errorf("a damaged block: %v", err)
+	}
+}
+
+// TestCopyAfterTakingTheLog: a restarted primary takes what was damaged in its log
+// from its peer, which is lost before they join, and replaced. A block's entry is
+// durable from before the crash, its data is not, and the log that changes it is yet
+// to be redone: the copy must not say that it holds that.
+func TestCopyAfterTakingTheLog(t *testing.T) {
+	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Block}, quiet: true})
+	fill(t, a, 1, 500, 20000) // the ring no longer reaches the log's start
+	quiesce(t, a, b)
+	if err := a.checkpoint(false); err != nil {
+		t.Fatal(err)
+	}
+	const block = 5
+	old := make([]byte, blockSize)
+	a.read(t, old, block*blockSize)
+	first := a.Status().Committed
+	commit(t, a, 9*blockSize, bytes.Repeat([]byte{0xcd}, 300))
+	data := bytes.Repeat([]byte{0xab}, 100)
+	commit(t, a, block*blockSize, data)
+	quiesce(t, a, b)
+	a.crash()
+	a.change(func(region []byte) {
+		m := metadataOf(t, region)
+		if m.Checkpoint.LSN > first {
+			t.Skip("a checkpoint came between")
+		}
+		flip(t, region, first)
+		copy(region[m.Data.Off+block*blockSize:], old)
+	})
+	took := make(chan struct{})
+	core, _ := observer.New(zap.InfoLevel)
+	a.opt.Logger = zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
+		if strings.HasPrefix(e.Message, "took the log") {
+			b.wire.link.set(true)
+			close(took)
+		}
+		return nil
+	}))
+	a.open()
+	<-took
+	replace(t, b)
+	b.wire.link.set(false)
+	b.open()
+	a.until("in sync", func(s Status) bool { return s.Peer == "in-sync" })
+	quiesce(t, a, b)
+	a.until("compared", func(s Status) bool { return s.Counters.UnverifiedBlocks == 0 })
+	identical(t, a, b)
+	got := make([]byte, len(data))
+	if a.read(t, got, block*blockSize); !bytes.Equal(got, data) || a.Status().Counters.BadBlocks != 0 {
+		t.Errorf("%x…, %+v", got[:4], a.Status().Counters)
 	}
 }

@@ -76,7 +76,7 @@ func (v *Volume) Status() Status {
 		Lineage: m.State.Lineage, Node: fmt.Sprintf("%016x", m.State.Node),
 		Role: v.pair.Role().String(), Peer: ps.Phase, Reason: ps.Reason, Transport: v.opt.transportName(), Lanes: ps.Lanes, Rule: string(ps.Rule),
 		Epoch: last.Epoch, Title: m.State.Title, Ack: AckBoth, OnLoss: Block,
-		Committed: v.journal.End(), Acked: max(m.State.Acked, v.acked()), Applied: v.Applied(), Ckpt: v.Checkpoint(),
+		Committed: v.journal.End(), Acked: min(v.journal.End(), max(m.State.Acked, v.acked())), Applied: v.Applied(), Ckpt: v.Checkpoint(),
 		Degraded: []string{}, Recovery: v.recovery,
 	}
 	if last.Async {

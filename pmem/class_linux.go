@@ -1,7 +1,9 @@
 package pmem
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -107,6 +109,9 @@ func deviceSize(path string, info os.FileInfo) (int64, error) {
 	rdev := uint64(st.Rdev)
 	dir := filepath.Join(sysfs, "dev/char", fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev)))
 	subsystem, err := filepath.EvalSymlinks(filepath.Join(dir, "subsystem"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("pmem: %s: %w", path, err)
+	}
 	if err != nil || filepath.Base(subsystem) != "dax" {
 		return 0, &FileTypeError{path, "is a character device, but not a devdax one: name a file, or a device that ndctl lists with chardev"}
 	}

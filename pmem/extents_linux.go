@@ -2,6 +2,7 @@ package pmem
 
 import (
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -56,13 +57,21 @@ func extentsOf(f *os.File) ([]extent, error) {
 	}
 }
 
-// covers reports whether extents leave no hole in [off, off+n).
-func covers(extents []extent, off, n int64) bool {
-	at := off
-	for _, e := range extents {
-		if e.logical <= at {
-			at = max(at, e.logical+e.length)
+// gaps are the holes that extents leave in [off, off+n).
+func gaps(extents []extent, off, n int64) (holes []Range) {
+	end := off + n
+	for _, e := range slices.Concat(extents, []extent{{logical: end}}) {
+		if next := min(e.logical, end); next > off {
+			holes = append(holes, Range{off, next - off})
 		}
+		off = max(off, e.logical+e.length)
 	}
-	return at >= off+n
+	return holes
+}
+
+// shares reports whether other files share anything in [off, off+n).
+func shares(extents []extent, off, n int64) bool {
+	return slices.ContainsFunc(extents, func(e extent) bool {
+		return e.shared && e.logical < off+n && off < e.logical+e.length
+	})
 }

@@ -7,20 +7,25 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-func TestCovers(t *testing.T) {
+func TestGaps(t *testing.T) {
 	whole := []extent{{logical: 0, length: 8}, {logical: 8, length: 8}}
 	holed := []extent{{logical: 0, length: 8}, {logical: 12, length: 4}}
 	for _, c := range []struct {
 		extents []extent
 		off, n  int64
-		want    bool
-	}{{whole, 0, 16, true}, {whole, 4, 8, true}, {whole, 8, 9, false}, {holed, 0, 16, false}, {holed, 0, 8, true}, {holed, 12, 4, true}, {holed, 10, 4, false}, {nil, 0, 1, false}} {
-		if got := covers(c.extents, c.off, c.n); got != c.want {
-			t.Errorf("%v cover %d bytes from %d on: %v", c.extents, c.n, c.off, got)
+		want    []Range
+	}{
+		{whole, 0, 16, nil}, {whole, 4, 8, nil}, {whole, 8, 9, []Range{{16, 1}}},
+		{holed, 0, 16, []Range{{8, 4}}}, {holed, 0, 8, nil}, {holed, 12, 4, nil}, {holed, 10, 4, []Range{{10, 2}}}, {holed, 9, 2, []Range{{9, 2}}},
+		{holed, 0, 20, []Range{{8, 4}, {16, 4}}}, {nil, 3, 1, []Range{{3, 1}}},
+	} {
+		if got := gaps(c.extents, c.off, c.n); !slices.Equal(got, c.want) {
+			t.Errorf("%v leave in %d bytes from %d on: %v, not %v", c.extents, c.n, c.off, got, c.want)
 		}
 	}
 }
@@ -56,12 +61,21 @@ func newXFS(t *testing.T) string {
 	return dir
 }
 
-// leave fills dir's filesystem until so many bytes are free.
+// leave fills dir's filesystem until so many bytes are free. XFS gives back the room
+// of what was removed in the background.
 func leave(t *testing.T, dir string, bytes int64) (filler string) {
 	t.Helper()
 	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		t.Fatal(err)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if err := unix.Statfs(dir, &fs); err != nil {
+			t.Fatal(err)
+		}
+		if int64(fs.Bavail)*int64(fs.Bsize) >= bytes {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no %d bytes are free", bytes)
+		}
 	}
 	f, err := os.CreateTemp(dir, "filler")
 	if err != nil {
@@ -111,6 +125,33 @@ func TestOpenOnFilledXFS(t *testing.T) {
 	}
 }
 
+// TestOpenFillsAHoleOnFilledXFS: room for what is missing is enough.
+func TestOpenFillsAHoleOnFilledXFS(t *testing.T) {
+	dir := newXFS(t)
+	path := filepath.Join(dir, "region")
+	r := createAt(t, path, 60<<20, Paged)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 10<<20, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	leave(t, dir, 20<<20)
+	if r, err = Open(path, Options{Accept: Paged}); err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	extents, err := extentsOf(f)
+	if holes := gaps(extents, 0, 60<<20); err != nil || holes != nil {
+		t.Errorf("holes %v, %v", holes, err)
+	}
+}
+
 // TestOpenUnshares: a region whose storage a copy shares would need new storage
 // for each first store, and fault where there is none.
 func TestOpenUnshares(t *testing.T) {
@@ -151,6 +192,7 @@ func TestOpenUnshares(t *testing.T) {
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
+	leave(t, dir, 80<<20) // less than twice as much as it takes
 	r, err := Open(path, Options{Accept: Paged})
 	if err != nil {
 		t.Fatal(err)

@@ -56,7 +56,7 @@ func allocate(f *os.File, path string, size int64) error {
 	}
 	for off := int64(0); off < size; off += allocStep {
 		n := min(allocStep, size-off)
-		err := retry(func() error { return unix.Fallocate(int(f.Fd()), 0, off, n) })
+		err := fallocate(f, 0, off, n)
 		switch {
 		case err == nil:
 			continue
@@ -64,13 +64,36 @@ func allocate(f *os.File, path string, size int64) error {
 			if err = fillHoles(f, off, size); err == nil {
 				return nil
 			}
-		case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-			// XFS wants room for all of the range, also where all of it is there.
-			if extents, e := extentsOf(f); e == nil && covers(extents, off, n) && fileAtLeast(f, off+n) {
+		case noRoom(err):
+			// XFS wants room for all of the range, also where most of it is there.
+			if err = allocateGaps(f, off, n, err); err == nil {
 				continue
 			}
 		}
 		return allocError(f, path, size, err)
+	}
+	return nil
+}
+
+func fallocate(f *os.File, mode uint32, off, n int64) error {
+	return retry(func() error { return unix.Fallocate(int(f.Fd()), mode, off, n) })
+}
+
+func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// allocateGaps is fallocate where that has found no room: of what is not there yet.
+func allocateGaps(f *os.File, off, n int64, full error) error {
+	extents, err := extentsOf(f)
+	if err != nil {
+		return full
+	}
+	for _, hole := range gaps(extents, off, n) {
+		if err := fallocate(f, 0, hole.Offset, hole.Length); err != nil {
+			return err
+		}
+	}
+	if have, err := fileSize(f); err != nil || have < off+n {
+		return full
 	}
 	return nil
 }
@@ -82,11 +105,6 @@ func allocError(f *os.File, path string, size int64, err error) error {
 		e.Free = int64(fs.Bavail) * int64(fs.Bsize)
 	}
 	return e
-}
-
-func fileAtLeast(f *os.File, size int64) bool {
-	have, err := fileSize(f)
-	return err == nil && have >= size
 }
 
 // unshare gives f storage of its own for what a copy of it, or of which it is one,
@@ -101,9 +119,14 @@ func unshare(f *os.File, path string, size int64) error {
 	for _, e := range extents {
 		for end := min(e.logical+e.length, size); e.shared && e.logical < end; e.logical += allocStep {
 			n := min(allocStep, end-e.logical)
-			err := retry(func() error { return unix.Fallocate(int(f.Fd()), unshareRange, e.logical, n) })
+			err := fallocate(f, unshareRange, e.logical, n)
 			if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 				return nil
+			}
+			if noRoom(err) { // XFS wants room for the range once more when it is done
+				if now, e2 := extentsOf(f); e2 == nil && !shares(now, e.logical, n) {
+					err = nil
+				}
 			}
 			if err != nil {
 				return allocError(f, path, size, fmt.Errorf("%w: it shares storage with a copy, and needs as much of its own", err))

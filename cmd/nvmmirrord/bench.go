@@ -43,6 +43,9 @@ const placements = "apart (each its half), together (both on one) or free (the s
 // benchContext ends where the terminal is closed, too: regions that are left
 // behind are memory.
 func benchContext(cmd *cobra.Command) (context.Context, context.CancelFunc) {
+	if signal.Ignored(unix.SIGHUP) { // nohup
+		return context.WithCancel(cmd.Context())
+	}
 	return signal.NotifyContext(cmd.Context(), unix.SIGHUP)
 }
 

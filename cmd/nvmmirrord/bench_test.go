@@ -7,10 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/nvmmirror/nvmmirror/internal/loopback"
 )
@@ -106,13 +106,14 @@ func TestBenchHangUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer cmd.Process.Kill()
-	for {
-		if there, err := os.ReadDir(dir); err != nil {
-			t.Fatal(err)
-		} else if len(there) > 0 {
+	for deadline := time.Now().Add(stateTime); ; time.Sleep(time.Millisecond) {
+		there, err := os.ReadDir(dir)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("no region in %v: %v", stateTime, err)
+		}
+		if len(there) > 0 {
 			break
 		}
-		runtime.Gosched()
 	}
 	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)

@@ -47,7 +47,10 @@ two split.`,
 			return err
 		}
 		say(cmd, s)
-		if before.Role == "primary" && s.Waiting {
+		switch {
+		case s.Failed != "":
+			return &exitError{exitRefused, fmt.Errorf("persistence has failed here, and nothing is acknowledged until the daemon was restarted: %s", s.Failed)}
+		case before.Role == "primary" && (s.Waiting || !s.Serving):
 			return &exitError{exitRefused, errors.New("it was the primary before, and waits for its peer: connect that, or go on without it by continue-alone (--force where the peer may have been promoted), or demote it")}
 		}
 		return nil

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -80,20 +81,23 @@ func Listen(path string, log *zap.Logger) (net.Listener, error) {
 		return nil, &SocketError{path, "others than its owner have access", "put it on a file system that keeps permissions", err}
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	return &listener{l, path, info}, nil
+	return &listener{Listener: l, path: path, made: info}, nil
 }
 
 // listener is one on a socket at path.
 type listener struct {
 	net.Listener
-	path string
-	made os.FileInfo
+	path   string
+	made   os.FileInfo
+	remove sync.Once // a later file may have the same number
 }
 
 func (l *listener) Close() error {
-	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.made) {
-		os.Remove(l.path) // who finds one that is left, finds it dead
-	}
+	l.remove.Do(func() {
+		if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.made) {
+			os.Remove(l.path) // who finds one that is left, finds it dead
+		}
+	})
 	return l.Listener.Close()
 }
 

@@ -312,7 +312,7 @@ func (p *pair) commits(ctx context.Context, m *measured, d time.Duration) error 
 }
 
 func (m *measured) floor(s *session, plan plan) error {
-	r, err := s.run(work{Size: m.o.Size, Poll: m.o.floorPolls(), Verify: VerifyNone}, plan.ping)
+	r, err := s.run(m.o.ping(), plan.ping)
 	if err != nil {
 		return err
 	}

@@ -96,10 +96,11 @@ func (o *CommitOptions) placement() Placement {
 	return Free
 }
 
-// floorPolls: where both ends share a processor, one that polls keeps the other
-// from answering, and the mirror's waits sleep soon.
-func (o *CommitOptions) floorPolls() bool {
-	return o.Poll != PollOff && o.placement() != Together && runtime.NumCPU() > 1
+// ping is the floor's round trip. Where both ends share a processor, one that polls
+// keeps the other from answering, and the mirror's waits sleep soon.
+func (o *CommitOptions) ping() work {
+	poll := o.Poll != PollOff && o.placement() != Together && runtime.NumCPU() > 1
+	return work{Size: o.Size, Poll: poll, Verify: VerifyNone}
 }
 
 func (o *CommitOptions) profile(node int) string {
