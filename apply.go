@@ -301,7 +301,7 @@ func (v *Volume) trust(b int64) {
 // matching, whatever is changed around the damage, until the block is
 // rewritten or repaired.
 func (v *Volume) noteBad(b int64, why string) {
-	if v.bad.has(b) {
+	if v.bad.has(b) || v.copying { // a full copy replaces it
 		return
 	}
 	v.bad.add(b)

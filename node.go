@@ -40,15 +40,35 @@ func (n *node) State() replicate.State {
 }
 
 func (n *node) Update(f func(*replicate.State) error) error {
-	err := n.v().updateMeta(func(m *metadata) error {
+	v := n.v()
+	update := func(m *metadata) error {
 		m.State = m.State.Clone()
 		return f(&m.State)
+	}
+	err := v.updateMeta(func(m *metadata) error {
+		if err := update(m); err != nil {
+			return err
+		}
+		// Of log above the checkpoint that the history no longer tells of, recovery
+		// could not say that it is this node's.
+		if h := m.State.History; len(h) > 0 && h[0].Start > m.Checkpoint.LSN && m.Checkpoint.LSN < v.Applied() {
+			return errPruned
+		}
+		return nil
 	})
+	if err == errPruned {
+		if err := v.checkpoint(false); err != nil {
+			return v.fail(err)
+		}
+		err = v.updateMeta(update)
+	}
 	if err == nil && n.v().crowded() {
 		n.v().kickCheckpoint()
 	}
 	return err
 }
+
+var errPruned = errors.New("the history begins above the checkpoint")
 
 // Truncate drops the log from lsn on. The history, durable before, gives
 // another epoch to lsn, or the log is shipped again from there as it was: so
@@ -85,7 +105,11 @@ func (n *node) Extend() (err error) {
 // what is lost behind it, so the data is no longer a state of the log that a
 // peer could reach by it: the log starts over a ring further on, and a peer
 // that rejoins is copied to in full. Those blocks count as unverified.
-func (n *node) AcceptLoss() (err error) {
+//
+// What f changes of the state is durable in the same step: the epoch from which on
+// other log is foreign. Before that, how far the log went is durable in the
+// metadata, since the block table says it no longer.
+func (n *node) AcceptLoss(f func(*replicate.State) error) (err error) {
 	v := n.v()
 	v.ckptMu.Lock()
 	defer v.ckptMu.Unlock()
@@ -94,9 +118,12 @@ func (n *node) AcceptLoss() (err error) {
 	defer v.applyMu.Unlock()
 	lost := v.journal.End()
 	start := lost + LSN(v.ring.Len) + journal.Align
+	if err := v.updateMeta(func(*metadata) error { return nil }); err != nil { // recovery has put it there
+		return err
+	}
 	for b := range v.size / blockSize {
 		if e, ok := v.table.get(b); ok && e.lsn > lost {
-			v.table.set(b, entry{start, crc32c.Sum(v.block(b)), true})
+			v.table.set(b, entry{lost, crc32c.Sum(v.block(b)), true})
 			v.unverified.add(b)
 			v.dirty.add(b)
 		}
@@ -106,6 +133,10 @@ func (n *node) AcceptLoss() (err error) {
 		return v.fail(err)
 	}
 	err = v.updateMeta(func(m *metadata) error {
+		m.State = m.State.Clone()
+		if err := f(&m.State); err != nil {
+			return err
+		}
 		e, _ := m.State.History.At(start)
 		m.Checkpoint = checkpoint{LSN: start, Epoch: e.Epoch}
 		m.State.Acked = start

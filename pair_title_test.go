@@ -5,6 +5,10 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 var modes = []struct {
@@ -344,4 +348,29 @@ func TestModeChange(t *testing.T) {
 		}
 	}
 	identical(t, a, b)
+}
+
+// TestSwitchOverAfterACopyThatDidNotJoin: async; the session is lost between the end
+// of a full copy and the join. Both hold the same log, and the title goes along.
+func TestSwitchOverAfterACopyThatDidNotJoin(t *testing.T) {
+	a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}, quiet: true})
+	fill(t, a, 9, 10, 3000)
+	replace(t, b)
+	copied := make(chan struct{}, 100)
+	core, _ := observer.New(zap.InfoLevel)
+	b.opt.Logger = zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
+		if e.Message == "full copy done" {
+			b.wire.link.set(true)
+			copied <- struct{}{}
+		}
+		return nil
+	}))
+	fill(t, a, 10, 900, 5000) // beyond what the ring holds
+	b.open()
+	<-copied
+	a.peerIs("lost")
+	a.demote()
+	b.wire.link.set(false)
+	b.until("connected", func(s Status) bool { return s.Peer == "connected" })
+	b.promote(false)
 }

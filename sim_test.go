@@ -384,7 +384,7 @@ func (w *simWorld) lose() {
 	}
 	w.v = v
 	w.left = bytes.Clone(w.v.mem.Bytes()[w.v.data.Off:][:simSize])
-	if err := (*node)(w.v).AcceptLoss(); err != nil {
+	if err := (*node)(w.v).AcceptLoss(func(*replicate.State) error { return nil }); err != nil {
 		w.t.Fatal(err)
 	}
 	w.states, w.ends, w.acked = [][]byte{w.left}, map[LSN]int{w.v.journal.End(): 0}, 0

@@ -243,7 +243,7 @@ func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 	theirs := s.peer
 	level := v.Rule == RuleNoPrimary && mine.End == v.From && theirs.End == v.From && len(mine.History) > 0 && len(theirs.History) > 0 &&
 		!mine.Inconsistent && !theirs.Inconsistent && !mine.Damaged && !theirs.Damaged
-	equal := level && mine.History.Last() == theirs.History.Last()
+	equal := level && same(mine.History.Last(), theirs.History.Last())
 	blank := v.Rule == RuleBothBlank
 	asked := false // and not answered yet
 	began := mine.History.Last().Epoch.Node

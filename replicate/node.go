@@ -33,9 +33,10 @@ type Node interface {
 	// Damaged reports whether recovery found log missing below what was
 	// acknowledged, and it has not been brought back since.
 	Damaged() bool
-	// AcceptLoss gives up the log that is damaged, as an operator forced it,
-	// and starts the log over beyond its ring. The caller has the role.
-	AcceptLoss() error
+	// AcceptLoss gives up the log that is damaged, as an operator forced it, and
+	// starts the log over beyond its ring. f, which begins an epoch where the
+	// damage does, becomes durable with it. The caller has the role.
+	AcceptLoss(f func(*State) error) error
 	// Apply makes the log visible up to an LSN, at most its end.
 	Apply(upTo journal.LSN) error
 	// Truncate drops the log from lsn on: nothing of it was applied. The

@@ -24,18 +24,22 @@ func (p *Pair) nextEpoch(st *State) journal.Epoch {
 
 // mint begins an epoch at the log's end. The caller has the role.
 func (p *Pair) mint(peerIn bool, more func(*State)) error {
-	if p.node.Damaged() { // only by force
-		p.log.Error("giving up damaged log", zap.Uint64("from", uint64(p.node.Log().End())))
-		if err := p.node.AcceptLoss(); err != nil {
-			return err
-		}
-	}
 	end := p.node.Log().End()
-	err := p.node.Update(func(st *State) error {
+	begin := func(st *State) error {
 		st.History = st.History.Append(journal.Entry{Epoch: p.nextEpoch(st), Start: end, PeerIn: peerIn, Async: p.cfg.Async})
 		more(st)
 		return nil
-	})
+	}
+	var err error
+	if p.node.Damaged() {
+		// Only by force. The log goes on further behind, but the epoch begins here:
+		// what another node holds from here on is a fork, also where it was
+		// acknowledged by both.
+		p.log.Error("giving up damaged log", zap.Uint64("from", uint64(end)))
+		err = p.node.AcceptLoss(begin)
+	} else {
+		err = p.node.Update(begin)
+	}
 	if err != nil {
 		return err
 	}

@@ -275,7 +275,9 @@ func (p *Pair) ended(s *session, err error) {
 	if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, context.Canceled) {
 		p.log.Log(s.level(zap.WarnLevel), "session ended", zap.Stringer("peer", s.conn.RemoteAddr()), zap.Error(err))
 	}
-	p.lost = s.heard
+	if !refused { // who is refused is no peer that was heard
+		p.lost = s.heard
+	}
 	p.told = nil
 	p.sessionEnded.Store(int64(p.now()))
 }
