@@ -319,9 +319,9 @@ func (m *metadata) closedBeyond(lsn LSN) bool { return m.Clean && lsn < m.End }
 // readMetadata reads both copies and takes the newest valid one.
 func readMetadata(mem []byte) (copies, error) { return readCopies(metadataBytes(mem)) }
 
-// lookAt refuses a file that holds no region, a newer one, or a part of one, before
-// it is opened for storing: that fills a file's holes. What cannot be read in this
-// way (a device, a bad page) is opened to be judged.
+// lookAt refuses a file that holds no region, or a part of one, before it is opened
+// for storing: that fills a file's holes. What cannot be judged in this way (a device,
+// a bad page, metadata that are longer, or are being changed) is opened.
 func lookAt(path string) error {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() {
@@ -343,10 +343,11 @@ func lookAt(path string) error {
 		}
 	}
 	c, err := readCopies(raw)
+	var newer *NewerError
 	switch {
-	case err != nil:
+	case errors.Is(err, ErrNotRegion), errors.As(err, &newer):
 		return err
-	case info.Size() < c.meta.Data.end():
+	case err == nil && info.Size() < c.meta.Data.end():
 		return &LengthError{Have: info.Size(), Want: c.meta.Data.end()}
 	}
 	return nil

@@ -211,6 +211,9 @@ func TestNewerMetadataIsLonger(t *testing.T) {
 	if _, err := readMetadata(mem.b); !errors.As(err, &newer) {
 		t.Errorf("longer copies of a newer version: %v", err)
 	}
+	if _, err := Open(writeRegion(t, mem.b), Options{Logger: nopLogger}); !errors.As(err, &newer) {
+		t.Errorf("opened: %v", err)
+	}
 }
 
 // A lease is never remembered as a shorter one.

@@ -184,10 +184,11 @@ func TestFollowerKeepsItsHistory(t *testing.T) {
 	a.opt.Peer, a.wire, a.opt.OnPeerLoss = peer, wire, Block
 	b.wire.link.set(true)
 	b.open()
+	b.ckptMu.Lock()
 	if b.Checkpoint() >= old[3].Start {
+		b.ckptMu.Unlock()
 		t.Skip("its checkpoint came too soon")
 	}
-	b.ckptMu.Lock()
 	a.open()
 	b.wire.link.set(false)
 	b.until("catching up", func(s Status) bool { return s.Peer == "catching-up" || s.Peer == "in-sync" })
@@ -260,5 +261,85 @@ func TestCopyOverATornBlock(t *testing.T) {
 	}
 	if n, counted := v.bad.n.Load(), v.counters.badBlocks.Load(); n != 0 || counted != 0 {
 		t.Errorf("%d damaged blocks, %d counted", n, counted)
+	}
+}
+
+// TestDamagedBelowTheFork: async; the peer was promoted by force while this node
+// acknowledged alone, and then this node's log is damaged below the fork. What it
+// acknowledged is in its data, and no log of the peer's repairs that.
+func TestDamagedBelowTheFork(t *testing.T) {
+	for _, damaged := range []bool{false, true} {
+		a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}, quiet: true})
+		fill(t, a, 9, 10, 3000)
+		quiesce(t, a, b)
+		at := a.Status().Committed
+		commit(t, a, 0, []byte("held by both"))
+		quiesce(t, a, b)
+		a.wire.link.set(true)
+		a.peerIs("lost")
+		commit(t, a, 1<<20, []byte("acknowledged by a alone"))
+		b.promote(true)
+		commit(t, b, 0, []byte("of b"))
+		a.crash()
+		a.change(func(region []byte) {
+			if m := metadataOf(t, region); m.Checkpoint.LSN > at {
+				t.Skip("a checkpoint came between")
+			}
+			if damaged {
+				flip(t, region, at)
+			}
+		})
+		a.open()
+		if got := a.Status().Damaged; got != damaged {
+			t.Fatalf("damaged %v: %+v", damaged, a.Status().Recovery)
+		}
+		a.wire.link.set(false)
+		if s := b.peerIs("refused"); replicate.Rule(s.Rule) != replicate.RuleSplitBrain {
+			t.Errorf("damaged %v: %+v", damaged, s)
+		}
+		b.close()
+		a.close()
+	}
+}
+
+// TestForcedAfterPartOfTheLog: a damaged primary has taken a part of the log from its
+// peer when that is lost, and is forced. What it took, it applies.
+func TestForcedAfterPartOfTheLog(t *testing.T) {
+	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Block}, quiet: true, timeout: slow(3 * time.Second)})
+	quiesce(t, a, b)
+	if err := a.checkpoint(false); err != nil {
+		t.Fatal(err)
+	}
+	at := a.Status().Committed
+	const block = 900
+	old := make([]byte, blockSize)
+	commit(t, a, 0, []byte("the first, which is damaged"))
+	want := []byte("the second, whole at both")
+	commit(t, a, block*blockSize, want)
+	fill(t, a, 9, 60, 8000)
+	quiesce(t, a, b)
+	a.crash()
+	a.change(func(region []byte) {
+		m := metadataOf(t, region)
+		if m.Checkpoint.LSN > at {
+			t.Skip("a checkpoint came between")
+		}
+		flip(t, region, at)
+		copy(region[m.Data.Off+block*blockSize:][:blockSize], old) // what the crash kept
+	})
+	b.wire.setChop(2048, 10*time.Millisecond)
+	a.open()
+	a.until("took a part", func(s Status) bool { return s.Committed > at+20<<10 })
+	a.wire.link.set(true)
+	a.until("lost", func(s Status) bool { return s.Peer == "lost" })
+	if !a.Status().Damaged {
+		t.Skip("it took all")
+	}
+	if err := a.ContinueAlone(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := a.ReadAt(got, block*blockSize); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%q, %v", got, err)
 	}
 }

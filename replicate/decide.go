@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/nvmmirror/nvmmirror/journal"
 )
@@ -15,7 +16,7 @@ type Side struct {
 	Title    bool            `json:"title"`
 	History  journal.History `json:"history"`
 	End      journal.LSN     `json:"end"`     // after the last valid segment
-	Acked    journal.LSN     `json:"acked"`   // known to be acknowledged by all required
+	Acked    journal.LSN     `json:"acked"`   // known to be acknowledged by all required; above End where damaged
 	Applied  journal.LSN     `json:"applied"` // in the data
 	// Inconsistent: a full copy onto this node has not finished.
 	Inconsistent bool `json:"inconsistent"`
@@ -116,6 +117,7 @@ type fork struct {
 	common journal.LSN // both logs are equal below
 	newerA bool        // a has entries that b does not have
 	newerB bool
+	at     journal.LSN // where the first entry begins that one of them lacks
 }
 
 // Common is the LSN up to which two nodes of one lineage have the same log,
@@ -156,7 +158,13 @@ func findFork(a, b Side) fork {
 		}
 		return end
 	}
-	return fork{ok: true, common: min(reach(ha, a.End), reach(hb, b.End)), newerA: len(ha) > n, newerB: len(hb) > n}
+	at := journal.LSN(math.MaxUint64)
+	for _, h := range []journal.History{ha, hb} {
+		if n < len(h) {
+			at = min(at, h[n].Start)
+		}
+	}
+	return fork{ok: true, at: at, common: min(reach(ha, a.End), reach(hb, b.End)), newerA: len(ha) > n, newerB: len(hb) > n}
 }
 
 // droppable reports whether nothing of s from lsn on can have been
@@ -224,6 +232,11 @@ func decide(a, b Side) Verdict {
 	}
 	if a.Known && b.Known && a.Chain != b.Chain {
 		return Verdict{Rule: RuleChain, From: f.common, Why: fmt.Sprintf("the logs differ below LSN %d within one epoch: one of them is damaged, or an older copy of a region was put back and went on; run check on both; where both are sound choose one, as after a split brain, and replace the other's region", f.common)}
+	}
+	// What a damaged node acknowledged beyond the fork is in its data, and no log of
+	// the other's repairs it.
+	if a.Damaged && f.newerB && a.Acked > f.at || b.Damaged && f.newerA && b.Acked > f.at {
+		return Verdict{Rule: RuleSplitBrain, From: f.common, Why: fmt.Sprintf("the logs forked at LSN %d, and the node whose journal is damaged had acknowledged more by then: choose one of the two, and replace the other's region", f.at)}
 	}
 	beyondA := a.End > f.common || f.newerA
 	beyondB := b.End > f.common || f.newerB

@@ -20,11 +20,15 @@ func (e *RefusedVerdict) Error() string { return string(e.Rule) + ": " + e.Why }
 func (p *Pair) side() Side {
 	st := p.node.State()
 	end := p.node.Log().End()
-	acked := min(max(st.Acked, journal.LSN(p.peerAcked.Load())), end)
+	acked := max(st.Acked, journal.LSN(p.peerAcked.Load()))
+	damaged := p.node.Damaged()
+	if !damaged {
+		acked = min(acked, end)
+	}
 	return Side{
 		Node: st.Node, Lineage: st.Lineage, Geometry: p.node.Geometry(), Role: st.Role, Title: st.Title,
 		History: st.History, End: end, Acked: acked, Applied: p.node.Applied(),
-		Inconsistent: st.Resync != nil, Damaged: p.node.Damaged(),
+		Inconsistent: st.Resync != nil, Damaged: damaged,
 	}
 }
 

@@ -36,7 +36,9 @@ func (p *Pair) mint(peerIn bool, more func(*State)) error {
 		// what another node holds from here on is a fork, also where it was
 		// acknowledged by both.
 		p.log.Error("giving up damaged log", zap.Uint64("from", uint64(end)))
-		err = p.node.AcceptLoss(begin)
+		if err = p.node.Apply(end); err == nil { // what was taken from the peer since
+			err = p.node.AcceptLoss(begin)
+		}
 	} else {
 		err = p.node.Update(begin)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -100,8 +101,11 @@ func TestBenchWire(t *testing.T) {
 // TestBenchHangUp: a terminal that is closed leaves no regions, which are memory.
 func TestBenchHangUp(t *testing.T) {
 	dir := directory(t)
-	cmd := exec.Command(program, "bench", "commit", "--region-size", "4MiB", "--journal-size", "2MiB", "--duration", "10m", "--dir", dir)
+	cmd := exec.Command(program, "bench", "commit", "--region-size", "4MiB", "--journal-size", "2MiB", "--duration", "1m", "--dir", dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// Where the tests run under nohup, what they start would ignore it as well.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	defer signal.Reset(syscall.SIGHUP)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
