@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -337,4 +338,21 @@ func (on teller) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	return os.Stdout.Write(p)
+}
+
+// TestPairSimFaultsApply: the faults that make pairsim-faults puts into the product
+// are still faults of this product.
+func TestPairSimFaultsApply(t *testing.T) {
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip("needs git")
+	}
+	patches, err := filepath.Glob("testdata/pairsim-faults/*.patch")
+	if err != nil || len(patches) == 0 {
+		t.Fatalf("no faults: %v", err)
+	}
+	for _, p := range patches {
+		if out, err := exec.Command("git", "apply", "--check", p).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", p, err, out)
+		}
+	}
 }
