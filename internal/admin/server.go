@@ -251,7 +251,11 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, what string, f f
 		return err
 	}
 	if up(before) {
-		s.again(r.Context())
+		patience := againTime
+		if what != "demote" { // the peer may have died a moment ago
+			patience /= 10
+		}
+		s.again(r.Context(), patience)
 	}
 	return s.status(w, r)
 }
@@ -265,8 +269,8 @@ const againTime = 2 * time.Second
 
 // again waits for the session that follows a change of role, which ends the one
 // before: "lost" would say something else.
-func (s *Server) again(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, againTime)
+func (s *Server) again(ctx context.Context, patience time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	t := time.NewTicker(waitEvery)
 	defer t.Stop()
