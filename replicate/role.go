@@ -33,8 +33,8 @@ func (p *Pair) mint(peerIn bool, more func(*State)) error {
 	var err error
 	if p.node.Damaged() {
 		// Only by force. The log goes on further behind, but the epoch begins here:
-		// what another node holds from here on is a fork, also where it was
-		// acknowledged by both.
+		// what another node holds from here on is a fork, which the handshake
+		// refuses where that node knows that it was acknowledged.
 		p.log.Error("giving up damaged log", zap.Uint64("from", uint64(end)))
 		if err = p.node.Apply(end); err == nil { // what was taken from the peer since
 			err = p.node.AcceptLoss(begin)
