@@ -10,7 +10,7 @@ STATICCHECK ?= honnef.co/go/tools/cmd/staticcheck@v0.8.2
 .PHONY: build test demo lint race cover bench bench-floor fuzz arm64 install clean
 
 build:
-	CGO_ENABLED=0 $(GO) build $(LDFLAGS) -o $(BIN)/ ./cmd/nvmmirrord
+	CGO_ENABLED=0 $(GO) build -buildvcs=false $(LDFLAGS) -o $(BIN)/ ./cmd/nvmmirrord
 
 test:
 	$(GO) test -parallel 4 -timeout 20m ./...
@@ -53,7 +53,8 @@ arm64:
 
 install: build
 	install -D -m 0755 $(BIN)/nvmmirrord $(DESTDIR)$(PREFIX)/bin/nvmmirrord
-	install -D -m 0644 hack/systemd/nvmmirrord@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/nvmmirrord@.service
+	sed 's|=/usr/local/bin/|=$(PREFIX)/bin/|' hack/systemd/nvmmirrord@.service >$(BIN)/nvmmirrord@.service
+	install -D -m 0644 $(BIN)/nvmmirrord@.service $(DESTDIR)$(PREFIX)/lib/systemd/system/nvmmirrord@.service
 	test -d $(DESTDIR)/etc/nvmmirror || install -d -m 0700 $(DESTDIR)/etc/nvmmirror
 
 clean:

@@ -53,7 +53,7 @@ func verified(ring journal.Ring, at, upTo LSN, chain uint32, h *journal.Header, 
 		err = journal.CheckSum(h, crc)
 	}
 	if err != nil {
-		return nil, sums, fmt.Errorf("the journal changed after it was written: %w", err)
+		return nil, sums, fmt.Errorf("the journal changed after it was written (bits flipped in memory, or a caller's buffer changed during its commit): %w", err)
 	}
 	return body, sums, nil
 }
@@ -134,7 +134,9 @@ func (v *Volume) applyRecords(h *journal.Header, body []byte, sums []uint32, of 
 		if err := v.inRange(rec.Off, len(rec.Data)); err != nil {
 			return nil, fmt.Errorf("segment at LSN %d: %w", h.LSN, err)
 		}
-		sums = v.applyRecord(rec, sums, h.End(), redo, of, cached)
+		if sums, err = v.applyRecord(rec, sums, h.End(), redo, of, cached); err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -227,7 +229,7 @@ func (v *Volume) blocksAt(lsn LSN, body []byte) map[int64]bool {
 // the whole blocks to come; it returns those that are left. There are enough,
 // unless memory has changed since they were taken: a block without one will
 // then count as damaged.
-func (v *Volume) applyRecord(rec journal.Record, sums []uint32, lsn LSN, redo bool, of part, cached bool) []uint32 {
+func (v *Volume) applyRecord(rec journal.Record, sums []uint32, lsn LSN, redo bool, of part, cached bool) (left []uint32, err error) {
 	for off, p := rec.Off, rec.Data; len(p) > 0; {
 		b, lo := off/blockSize, int(off%blockSize)
 		n := min(blockSize-lo, len(p))
@@ -236,37 +238,37 @@ func (v *Volume) applyRecord(rec journal.Record, sums []uint32, lsn LSN, redo bo
 			sum, sums = sums[0], sums[1:]
 		}
 		if of.has(b) {
-			v.applyBlock(b, lo, p[:n], sum, lsn, redo, cached)
+			if err := v.applyBlock(b, lo, p[:n], sum, lsn, redo, cached); err != nil {
+				return nil, err
+			}
 		}
 		off, p = off+int64(n), p[n:]
 	}
-	return sums
+	return sums, nil
 }
 
 // applyBlock changes one block: its data, and its entry by carrying the CRC
 // over the change. sum is that of p where p is the whole block.
-func (v *Volume) applyBlock(b int64, lo int, p []byte, sum uint32, lsn LSN, redo, cached bool) {
+func (v *Volume) applyBlock(b int64, lo int, p []byte, sum uint32, lsn LSN, redo, cached bool) error {
 	if v.copied[b] {
-		return // the copied block holds it already
+		return nil // the copied block holds it already
 	}
 	e, ok := v.table.get(b)
 	off := v.data.Off + b*blockSize + int64(lo)
 	switch {
 	case len(p) == blockSize:
-		if cached {
-			v.mem.Write(off, p) // the checkpoint flushes it: quicker than past the cache
-		} else {
-			v.mem.Copy(off, p)
+		if err := v.rewrite(b, p, cached); err != nil {
+			return err
 		}
 		v.table.set(b, entry{lsn: lsn, crc: sum})
 		v.trust(b)
-	case redo && !v.dirty.has(b) && (!ok || crc32c.Sum(v.block(b)) != e.crc):
+	case redo && !v.dirty.has(b) && (!ok || !e.damaged && crc32c.Sum(v.block(b)) != e.crc):
 		// A crash may have kept any part of the changes above the checkpoint,
 		// in the block and in its entry. They are made again; what else the
 		// block holds cannot be judged: its checksum is taken anew, and it
 		// counts as unverified.
 		v.mem.Write(off, p)
-		v.table.set(b, entry{lsn, crc32c.Sum(v.block(b)), true})
+		v.table.set(b, entry{lsn: lsn, crc: crc32c.Sum(v.block(b)), unverified: true})
 		v.unverified.add(b)
 		v.bad.remove(b)
 	case !ok:
@@ -274,14 +276,50 @@ func (v *Volume) applyBlock(b int64, lo int, p []byte, sum uint32, lsn LSN, redo
 		v.mem.Write(off, p)
 	default:
 		block := v.block(b)
-		if !v.dirty.has(b) && crc32c.Sum(block) != e.crc {
+		switch sound := v.dirty.has(b) || crc32c.Sum(block) == e.crc; {
+		case !sound:
 			v.noteBad(b, "checksum does not match before a change")
+			if redo && e.damaged {
+				// As above: what the entry says may be of another moment than the block.
+				e.unverified = true
+				v.unverified.add(b)
+			}
+		case e.damaged && !v.dirty.has(b):
+			e.damaged = false // it was repaired, and its entry is of before
+			v.bad.remove(b)
 		}
 		crc := crc32c.Patch(e.crc, block[lo:lo+len(p)], p, int64(blockSize-lo-len(p)))
 		v.mem.Write(off, p)
-		v.table.set(b, entry{lsn, crc, e.unverified})
+		if e.damaged = e.damaged || v.bad.has(b); e.damaged {
+			lsn = e.lsn
+		}
+		v.table.set(b, entry{lsn, crc, e.unverified, e.damaged})
 	}
 	v.dirty.add(b)
+	return nil
+}
+
+// rewrite stores a whole block. One that cannot be read gets memory that can.
+func (v *Volume) rewrite(b int64, p []byte, cached bool) error {
+	fault := v.store(b, p, cached)
+	if fault == nil {
+		return nil
+	}
+	if err := v.clearBlock(b); err != nil {
+		return fmt.Errorf("%w; replacing it: %w", fault, err)
+	}
+	return v.store(b, p, cached)
+}
+
+func (v *Volume) store(b int64, p []byte, cached bool) (err error) {
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	off := v.data.Off + b*blockSize
+	if cached {
+		v.mem.Write(off, p) // the checkpoint flushes it: quicker than past the cache
+	} else {
+		v.mem.Copy(off, p)
+	}
+	return nil
 }
 
 // block is a block's data.
@@ -299,12 +337,19 @@ func (v *Volume) trust(b int64) {
 
 // noteBad notes a block that does not match its entry. Its entry keeps not
 // matching, whatever is changed around the damage, until the block is
-// rewritten or repaired.
+// rewritten or repaired, also after a crash. The caller holds applyMu.
 func (v *Volume) noteBad(b int64, why string) {
 	if v.bad.has(b) || v.copying { // a full copy replaces it
 		return
 	}
 	v.bad.add(b)
+	if e, ok := v.table.get(b); ok && !e.damaged {
+		if _, fault := v.sum(b); fault == nil { // else no checkpoint could flush it
+			e.damaged = true
+			v.table.set(b, e)
+			v.changedAside(b)
+		}
+	}
 	v.counters.badBlocks.Add(1)
 	v.log.Error("damaged block", zap.String("region", v.path), zap.Int64("block", b), zap.Int64("offset", b*blockSize), zap.String("why", why))
 	if v.pair != nil {

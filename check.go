@@ -324,7 +324,7 @@ func (c *checker) blocksFrom(b, count int64) (at int64, err error) {
 func (c *checker) judge(b, entryOff, dataOff int64, e entry, ok, match bool) {
 	unread := ""
 	if !c.meta.Clean {
-		if c.touched.has(b) {
+		if c.touched.has(b) && !e.damaged {
 			c.report.Blocks.Rewritten++
 			return
 		}

@@ -21,13 +21,15 @@ func (v *Volume) kickCheckpoint() {
 }
 
 // checkpointer moves the checkpoint in the background: when a quarter of the
-// ring lies above it, and when the node has been idle for a second. One that stays
+// ring lies above it or many epochs began there, when a verdict on a block or its
+// repair is to be stored, and when the node has been idle for a second. One that stays
 // idle rests, until something is applied: each wake-up counts in what an idle pair
 // takes.
 func (v *Volume) checkpointer() {
 	t := time.NewTicker(checkpointEvery)
 	defer t.Stop()
 	var seen LSN
+	scrub := v.newScrubber()
 	for {
 		select {
 		case <-v.stop:
@@ -36,11 +38,12 @@ func (v *Volume) checkpointer() {
 			if v.resting.Swap(false) {
 				t.Reset(checkpointEvery)
 			}
-			if v.checkpointDue() { // it may have been kicked during the last one
+			if v.checkpointDue() || v.unstored.Load() { // it may have been kicked during the last one
 				v.runCheckpoint()
 			}
 		case <-t.C:
 			v.committer.Tick() // what a caller that gave up left behind
+			scrub.look()
 			damage := v.compareUnverified()
 			now := v.Applied()
 			idle := now == seen
@@ -144,7 +147,7 @@ func (v *Volume) checkpoint(clean bool) (err error) {
 		// What lies above a checkpoint below redoUntil may have been applied
 		// in part before a crash: the next recovery still has to know.
 		m.Clean = clean && c.LSN >= LSN(v.redoUntil.Load())
-		m.Settled, m.End = v.unverified.n.Load() == 0, v.journal.End()
+		m.Settled, m.End = v.unverified.n.Load()+v.bad.n.Load() == 0, v.journal.End()
 		return nil
 	})
 	if err != nil {

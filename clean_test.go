@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -31,7 +32,7 @@ func TestCleanCloseNotesTheEnd(t *testing.T) {
 	if err := v.Close(); err != nil {
 		t.Fatal(err)
 	}
-	c, err := readMetadata(mem.b)
+	c, err := readMetadata(mem)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +44,7 @@ func TestCleanCloseNotesTheEnd(t *testing.T) {
 		t.Fatalf("%+v, %v", scan, err)
 	}
 	openQuiet(t, mem)
-	if c, err = readMetadata(mem.b); err != nil || c.meta.Clean || c.meta.Settled || c.meta.End != 0 {
+	if c, err = readMetadata(mem); err != nil || c.meta.Clean || c.meta.Settled || c.meta.End != 0 {
 		t.Fatalf("of an open region: %+v, %v", c.meta, err)
 	}
 }
@@ -191,5 +192,72 @@ func TestWrongFileKeepsItsHoles(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A close that the device does not confirm is not a clean one: nothing is lost, and
+// the next open recovers instead of trusting what may not have reached the medium.
+func TestCloseThatTheDeviceDoesNotConfirm(t *testing.T) {
+	for _, confirmed := range []bool{true, false} {
+		core, logged := observer.New(zap.WarnLevel)
+		path := filepath.Join(shm(t), "r")
+		if err := Create(path, CreateOptions{Size: smallSize, JournalSize: smallJournal, Accept: pmem.Emulated}); err != nil {
+			t.Fatal(err)
+		}
+		v, err := Open(path, Options{Logger: zap.New(core)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.WriteAt([]byte("kept"), 100); err != nil {
+			t.Fatal(err)
+		}
+		if !confirmed {
+			unsyncable(t, path)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := logged.FilterMessage("not closed cleanly").Len(); (n == 0) != confirmed {
+			t.Errorf("confirmed %v: logged %v", confirmed, logged.All())
+		}
+		again, err := Open(path, Options{Logger: nopLogger})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := make([]byte, 4)
+		if _, err := again.ReadAt(p, 100); err != nil || string(p) != "kept" || again.recovery.Clean != confirmed {
+			t.Errorf("confirmed %v: %q, %v, %+v", confirmed, p, err, again.recovery)
+		}
+		again.Close()
+	}
+}
+
+// unsyncable puts a pipe, which fsync(2) refuses, behind this process's descriptor of
+// the file: its mapping stays.
+func unsyncable(t *testing.T, path string) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	defer r.Close()
+	done := 0
+	for _, e := range fds {
+		fd, _ := strconv.Atoi(e.Name())
+		if name, err := os.Readlink("/proc/self/fd/" + e.Name()); err != nil || name != path {
+			continue
+		}
+		if err := unix.Dup3(int(r.Fd()), fd, unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		done++
+	}
+	if done != 1 {
+		t.Fatalf("%d descriptors of %s", done, path)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 
@@ -120,5 +121,23 @@ func TestCommitThatWaitsForServiceIsClosed(t *testing.T) {
 	}
 	if err := v.ContinueAlone(context.Background(), true); !errors.Is(err, ErrClosed) {
 		t.Errorf("going on alone afterwards: %v", err)
+	}
+}
+
+// What is asked of a closed volume is answered by ErrClosed, with its path.
+func TestClosedVolumeSaysSo(t *testing.T) {
+	v := openStandalone(t)
+	v.Close()
+	ctx := context.Background()
+	_, read := v.ReadAt(make([]byte, 1), 0)
+	_, beyond := v.ReadAt(make([]byte, 1), v.Size())
+	_, write := v.WriteAt([]byte("x"), 0)
+	for what, err := range map[string]error{
+		"read": read, "read beyond the end": beyond, "write": write,
+		"promote": v.Promote(ctx, true), "demote": v.Demote(ctx), "continue alone": v.ContinueAlone(ctx, true),
+	} {
+		if !errors.Is(err, ErrClosed) || !strings.Contains(err.Error(), v.path) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -210,6 +210,8 @@ func TestCorruptions(t *testing.T) {
 		{"empty file", func(b []byte) []byte { return b[:0] }, want{is: ErrNotRegion}, fails, ""},
 		{"cut in metadata A", func(b []byte) []byte { return b[:100] }, want{is: ErrNotRegion}, fails, ""},
 		{"cut before metadata B", func(b []byte) []byte { return b[:metaArea] }, length, damage, ""},
+		{"cut before metadata B, A damaged", func(b []byte) []byte { b[100]++; return b[:metaArea] }, corrupt, damage, ""},
+		{"no metadata A, no room for B", func(b []byte) []byte { clear(b[:8]); return b[:metaArea+metaFixed] }, want{is: ErrNotRegion}, fails, ""},
 		{"cut in the journal", func(b []byte) []byte { return b[:m.Journal.Off+100] }, length, damage, ""},
 		{"cut by one byte", func(b []byte) []byte { return b[:len(b)-1] }, length, damage, ""},
 		{"one byte appended", func(b []byte) []byte { return append(b, 1) }, accepted, sound, EndOfLog},

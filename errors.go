@@ -29,10 +29,10 @@ var (
 	// ErrClosed: the volume, or the transaction, has been closed.
 	ErrClosed = errors.New("closed")
 	// ErrOutOfRange: before the volume's start, or beyond its end.
-	ErrOutOfRange = errors.New("beyond the volume's end")
+	ErrOutOfRange = errors.New("outside of the volume")
 	// ErrNoLease: the peer has not been heard of for the read lease, and
 	// may have been promoted. Reads resume with the peer, or alone.
-	ErrNoLease = errors.New("not read: no peer in sync has answered within the read lease, and this node is not alone by decision: reconnect the peer, or continue alone")
+	ErrNoLease = errors.New("not read: no peer in sync has answered within the read lease, and this node does not serve alone: reconnect the peer, or continue alone")
 )
 
 // SizeError: a region cannot be created with such a size.
@@ -49,12 +49,15 @@ type ErrNotPrimary = replicate.ErrNotPrimary
 // RefusedError: a change of role that could lose data was refused.
 type RefusedError = replicate.RefusedError
 
-// CorruptError: bytes at rest do not match their checksums, and nothing here
-// can repair them.
+// CorruptError: bytes at rest do not match their checksums, or cannot be read, and
+// nothing here can repair them.
 type CorruptError struct {
 	What   string // such as "block 17"
 	Detail string
+	Err    error // a [*pmem.FaultError] where they cannot be read
 }
+
+func (e *CorruptError) Unwrap() error { return e.Err }
 
 func (e *CorruptError) Error() string { return fmt.Sprintf("%s: corrupt (%s)", e.What, e.Detail) }
 
@@ -63,6 +66,20 @@ type LengthError struct{ Have, Want int64 }
 
 func (e *LengthError) Error() string {
 	return fmt.Sprintf("the file has %d bytes, its metadata says %d: it was cut off or copied in part; restore it, or create it anew and let the peer fill it", e.Have, e.Want)
+}
+
+// WeakerError: the region lies on memory that loses more than the one it was created
+// on. Nothing was changed.
+type WeakerError struct {
+	Created, Have pmem.Class
+	Device        bool // and not a file
+}
+
+func (e *WeakerError) Error() string {
+	if e.Device {
+		return fmt.Sprintf("the region was created on %v memory, and this device is %v: earlier builds took every devdax device for persistent; a power failure empties it, so let the peer fill a region on another medium, or create one here anew with --emulate", e.Created, e.Have)
+	}
+	return fmt.Sprintf("the region was created on %v memory, the file lies on %v, which loses more: move it back, or create a new region there and let the peer fill it", e.Created, e.Have)
 }
 
 // ShutdownError: the device counts another number of dirty shutdowns than when

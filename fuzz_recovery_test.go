@@ -187,8 +187,8 @@ func FuzzTable(f *testing.F) {
 		b = binary.LittleEndian.AppendUint32(b, e.crc)
 		return binary.LittleEndian.AppendUint32(b, e.check(block))
 	}
-	f.Add(append(good(0, entry{640, 1, false}), good(1, entry{128, 2, true})...), byte(0))
-	f.Add(good(3, entry{1 << 63, 1, false}), byte(0))
+	f.Add(append(good(0, entry{lsn: 640, crc: 1}), good(1, entry{lsn: 128, crc: 2, unverified: true})...), byte(0))
+	f.Add(good(3, entry{lsn: 1 << 63, crc: 1}), byte(0))
 	f.Add(bytes.Repeat([]byte{255}, 4*tableEntry), byte(5))
 	f.Fuzz(func(t *testing.T, area []byte, seal byte) {
 		blocks := int64(len(area)) / tableEntry
@@ -197,7 +197,7 @@ func FuzzTable(f *testing.F) {
 		for b := range blocks {
 			p := area[b*tableEntry:][:tableEntry]
 			if seal&(1<<(b%8)) != 0 {
-				e := entry{LSN(binary.LittleEndian.Uint64(p)), binary.LittleEndian.Uint32(p[8:]), false}
+				e := entry{lsn: LSN(binary.LittleEndian.Uint64(p)), crc: binary.LittleEndian.Uint32(p[8:])}
 				copy(p, good(b, e))
 			}
 			e, ok := decodeEntry(p, b)

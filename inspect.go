@@ -2,6 +2,7 @@ package nvmmirror
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"runtime"
@@ -167,15 +168,29 @@ func (s *subject) inspect() (err error) {
 	return nil
 }
 
+// clone copies what is used of a metadata copy's area.
+func (s *subject) clone(p []byte) (b []byte, err error) {
+	defer pmem.Recover(s.view, pmem.Arm(), &err)
+	used := metaMax
+	if len(p) >= metaFixed { // a newer version's may be longer
+		used = max(used, int(binary.LittleEndian.Uint32(p[12:])))
+	}
+	return bytes.Clone(p[:min(len(p), used)]), nil
+}
+
 // readMetadata decodes a private copy: the region may be in use, and what is
 // judged must be what was verified. A copy that is caught half-written then is
 // looked at again.
 func (s *subject) readMetadata() (c copies, err error) {
 	for tries := 0; ; tries++ {
+		var m [2]*metadata
+		var errs [2]error
 		for i, p := range metadataBytes(s.mem) {
-			s.raw[i] = bytes.Clone(p)
+			if s.raw[i], errs[i] = s.clone(p); errs[i] == nil {
+				m[i], errs[i] = decodeMetadata(s.raw[i])
+			}
 		}
-		c, err = readCopies(s.raw)
+		c, err = judgeCopies(m, errs)
 		settled := c.err[0] == nil && c.err[1] == nil && !c.repair
 		if settled || !s.ins.InUse || tries >= 100 {
 			break

@@ -130,9 +130,9 @@ func (s *subject) walkJournal(o JournalOptions, show func(*SegmentInfo) error) (
 	if r.Ending != EndDamaged {
 		return stop, nil
 	}
-	until := r.From + LSN(ring.Size())
+	find := journal.NewFinder(ring, s.meta.State.History, r.From+LSN(ring.Size()))
 	for from := r.End + journal.Align; ; from = h.End() {
-		body, ok := ring.Find(s.meta.State.History, from, until, &h)
+		body, ok := find.Next(from, &h)
 		if !ok {
 			return stop, nil
 		}
@@ -183,7 +183,7 @@ func describeSegment(m *metadata, pos int, h *journal.Header, body []byte, o Jou
 		}
 		if o.Records {
 			info.Records = append(info.Records, RecordInfo{
-				Transaction: transactions, Offset: rec.Off, Length: len(rec.Data), Data: hex.EncodeToString(rec.Data[:min(len(rec.Data), o.Data)]),
+				Transaction: transactions, Offset: rec.Off, Length: len(rec.Data), Data: hex.EncodeToString(rec.Data[:min(len(rec.Data), max(0, o.Data))]),
 			})
 		}
 	}
@@ -204,8 +204,8 @@ func (v *Volume) InspectJournal(ctx context.Context, o JournalOptions, show func
 	v.metaMu.Unlock()
 	stop := &JournalStop{From: v.Checkpoint(), End: v.journal.End(), Ending: EndLive, Reason: "the volume is open: its log goes on"}
 	stop.Acked = min(v.acked(), stop.End)
-	if (*node)(v).Damaged() {
-		stop.Ending, stop.Reason, stop.Damaged = EndDamaged, v.recovery.Damage, true
+	if d := v.damage.Load(); d != nil && (*node)(v).Damaged() {
+		stop.Ending, stop.Reason, stop.Damaged = EndDamaged, d.Error(), true
 	}
 	l := liveReader{v: v, m: &m}
 	var h journal.Header

@@ -95,7 +95,7 @@ func flipped(image []byte, c *crashed, n int) []byte {
 
 func TestInspectRefuses(t *testing.T) {
 	dir := shm(t)
-	for name, content := range map[string][]byte{"empty": nil, "text": []byte("not a region"), "zeros": make([]byte, 5<<20)} {
+	for name, content := range map[string][]byte{"empty": nil, "text": []byte("not a region"), "short": make([]byte, metaArea), "zeros": make([]byte, 5<<20)} {
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)

@@ -172,7 +172,7 @@ func mediaLiveMetadata(t *testing.T, m *media) {
 		if err := v.checkpoint(false); err != nil {
 			t.Fatal(err)
 		}
-		c, err := readMetadata(raw)
+		c, err := readCopies(metadataBytes(raw))
 		if err != nil || c.repair {
 			t.Fatalf("byte %d is still flipped after a change: %v", at, err)
 		}

@@ -137,13 +137,14 @@ func needFaults(t testing.TB) {
 
 // poison makes the page at off of a mapping one that cannot be read: by
 // MADV_HWPOISON where the kernel has it, else by a hole that nothing fills,
-// which raises the same signal.
-func poison(t testing.TB, mem []byte, off int64) {
+// which raises the same signal. It reports whether the file's page is bad, and not
+// this mapping's alone.
+func poison(t testing.TB, mem []byte, off int64) (real bool) {
 	t.Helper()
 	page := int64(os.Getpagesize())
 	p := mem[off&^(page-1):][:page]
 	if unix.Madvise(p, unix.MADV_HWPOISON) == nil {
-		return
+		return true
 	}
 	fd, err := unix.MemfdCreate("hole", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -154,6 +155,7 @@ func poison(t testing.TB, mem []byte, off int64) {
 	if _, err := unix.MmapPtr(fd, 0, at, uintptr(page), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
 		t.Fatal(err)
 	}
+	return false
 }
 
 // isCorrupt reports whether a read was refused because bytes at rest are wrong

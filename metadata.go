@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
@@ -44,7 +46,7 @@ import (
 //	208               u64  ring base
 //	216               u64, u64  epoch
 //	232               u32  CRC field of the segment before it
-//	236  settled      u32  1: closed cleanly (flag 8), and no block is unverified
+//	236  settled      u32  1: closed cleanly (flag 8), and no block is unverified or damaged
 //	240  shutdowns    u64  dirty-shutdown count of the device when it was opened, and bit 63; 0: none
 //	248  end          u64  LSN after the log where it was closed cleanly, else 0
 //	256  history      per entry: u64 counter, u64 node, u64 start, u32 flags (1 peer in, 2 async), u32 reserved
@@ -71,6 +73,8 @@ const (
 	knownFlags  = flagPrimary | flagTitle | flagAlone | flagClean | flagResync
 	// shutdownsKnown tells a count of 0 from none. Earlier builds left it out.
 	shutdownsKnown = 1 << 63
+	// maxLSN bounds where a log may go on: nothing that is added to it overflows.
+	maxLSN = 1 << 62
 )
 
 var metaMagic = [8]byte{'N', 'V', 'M', 'M', 'I', 'R', 'R', 0}
@@ -95,7 +99,7 @@ type metadata struct {
 	ROCompat   uint64
 	Class      pmem.Class
 	Clean      bool
-	Settled    bool        // no block is unverified; says nothing unless Clean
+	Settled    bool        // no block is unverified or damaged; says nothing unless Clean
 	End        journal.LSN // of the log; says nothing unless Clean and not 0
 	Journal    extent
 	Table      extent
@@ -190,6 +194,7 @@ var (
 	errNoMagic   = errors.New("no nvmmirror metadata")
 	errMetaCRC   = errors.New("metadata checksum does not match")
 	errMetaShort = errors.New("metadata is cut off")
+	errMetaNone  = errors.New("the file ends before it")
 )
 
 // NewerError: the region was written by a newer program.
@@ -204,7 +209,7 @@ func (e *NewerError) Error() string {
 func decodeMetadata(b []byte) (*metadata, error) {
 	le := binary.LittleEndian
 	if len(b) < metaFixed+4 {
-		return nil, errMetaShort
+		return nil, errMetaNone
 	}
 	if [8]byte(b) != metaMagic {
 		return nil, errNoMagic
@@ -291,6 +296,17 @@ func (m *metadata) validate() error {
 	if m.Checkpoint.LSN%journal.Align != 0 || m.RingBase%journal.Align != 0 || m.Checkpoint.LSN < m.RingBase {
 		return fmt.Errorf("checkpoint at LSN %d in a ring that starts at %d", m.Checkpoint.LSN, m.RingBase)
 	}
+	if m.Checkpoint.LSN >= maxLSN {
+		return fmt.Errorf("checkpoint at LSN %d, out of range", m.Checkpoint.LSN)
+	}
+	r := m.State.Resync
+	switch {
+	case r == nil:
+	case m.State.Role == replicate.Primary:
+		return errors.New("a full copy onto a primary")
+	case r.Fork%journal.Align != 0 || r.Base%journal.Align != 0 || r.Fork < r.Base || r.Fork >= maxLSN:
+		return fmt.Errorf("a full copy from LSN %d on in a ring that starts at %d", r.Fork, r.Base)
+	}
 	return nil
 }
 
@@ -316,8 +332,23 @@ type copies struct {
 // can have torn it.
 func (m *metadata) closedBeyond(lsn LSN) bool { return m.Clean && lsn < m.End }
 
-// readMetadata reads both copies and takes the newest valid one.
-func readMetadata(mem []byte) (copies, error) { return readCopies(metadataBytes(mem)) }
+// readMetadata reads both copies and takes the newest valid one. A copy that cannot
+// be read is as one that is damaged.
+func readMetadata(mem interface{ Bytes() []byte }) (copies, error) {
+	var m [2]*metadata
+	var errs [2]error
+	for i, raw := range metadataBytes(mem.Bytes()) {
+		m[i], errs[i] = decodeMapped(mem, raw)
+	}
+	return judgeCopies(m, errs)
+}
+
+// decodeMapped is decodeMetadata of a piece of mem.
+func decodeMapped(mem interface{ Bytes() []byte }, raw []byte) (m *metadata, err error) {
+	defer pmem.Recover(mem, pmem.Arm(), &err)
+	crc32c.Sum(raw[:min(len(raw), metaMax)]) // all that a change may write has to be readable
+	return decodeMetadata(raw)
+}
 
 // lookAt refuses a file that holds no region, or a part of one, before it is opened
 // for storing: that fills a file's holes. What cannot be judged in this way (a device,
@@ -365,11 +396,17 @@ func metadataBytes(mem []byte) (raw [2][]byte) {
 }
 
 func readCopies(raw [2][]byte) (copies, error) {
-	var c copies
 	var m [2]*metadata
+	var errs [2]error
 	for i := range m {
-		m[i], c.err[i] = decodeMetadata(raw[i])
+		m[i], errs[i] = decodeMetadata(raw[i])
 	}
+	return judgeCopies(m, errs)
+}
+
+// judgeCopies takes the newest valid one.
+func judgeCopies(m [2]*metadata, errs [2]error) (copies, error) {
+	c := copies{err: errs}
 	for i := range m {
 		var newer *NewerError
 		if errors.As(c.err[i], &newer) && (m[1-i] == nil || c.err[1-i] != nil) {
@@ -377,6 +414,8 @@ func readCopies(raw [2][]byte) (copies, error) {
 		}
 	}
 	switch {
+	case c.err[0] == nil && c.err[1] == nil && !m[0].sameRegion(m[1]):
+		return c, &CorruptError{What: "the metadata", Detail: "its two copies are of different regions, both whole: something else was written over the file; restore the region, or create it anew and let the peer fill it"}
 	case c.err[0] == nil && c.err[1] == nil:
 		c.meta, c.stale = m[0], 1
 		if m[1].Generation > m[0].Generation {
@@ -387,12 +426,42 @@ func readCopies(raw [2][]byte) (copies, error) {
 		c.meta, c.repair, c.stale = m[0], true, 1
 	case c.err[1] == nil:
 		c.meta, c.repair, c.stale = m[1], true, 0
-	case errors.Is(c.err[0], errNoMagic) && errors.Is(c.err[1], errNoMagic), raw[0] == nil:
+	case errors.Is(c.err[0], errNoMagic) && (errors.Is(c.err[1], errNoMagic) || errors.Is(c.err[1], errMetaNone)), errors.Is(c.err[0], errMetaNone):
 		return c, ErrNotRegion
 	default:
 		return c, &CorruptError{What: "both metadata copies", Detail: fmt.Sprintf("A: %v; B: %v; restore the region, or create it anew and let the peer fill it", c.err[0], c.err[1])}
 	}
 	return c, nil
+}
+
+// sameRegion compares what no change touches.
+func (m *metadata) sameRegion(o *metadata) bool {
+	return m.State.Node == o.State.Node && m.Class == o.Class && m.Size == o.Size && m.Journal == o.Journal && m.Table == o.Table && m.Data == o.Data
+}
+
+// unread is why a copy cannot be read, where one cannot.
+func (c *copies) unread() error {
+	for _, err := range c.err {
+		if fault := new(pmem.FaultError); errors.As(err, &fault) {
+			return err
+		}
+	}
+	return nil
+}
+
+// clearMetadata gives a copy of the metadata that cannot be read memory that can,
+// where the other one is whole, from which newVolume then repairs it.
+func clearMetadata(r *pmem.Region, log *zap.Logger) error {
+	c, err := readMetadata(r)
+	fault := c.unread()
+	if err != nil || fault == nil {
+		return nil // newVolume says what is wrong
+	}
+	log.Warn("a metadata copy cannot be read, and is given new memory", zap.String("region", r.Path()), zap.Error(fault))
+	if err := r.Clear(int64(c.stale)*metaArea, metaMax); err != nil {
+		return fmt.Errorf("%w; replacing it: %w", fault, err)
+	}
+	return nil
 }
 
 // repairMetadata rewrites the copy that is not the newest. The newest is not

@@ -28,6 +28,7 @@ func TestMutants(t *testing.T) {
 		t.Skip("set NVMMIRROR_MUTANTS=1, or run make mutants: it takes minutes")
 	}
 	dropped := standaloneMutants(t)
+	damageMutants(t, dropped)
 	pairMutants(t, dropped)
 	refusalMutants(t, dropped)
 }
@@ -60,6 +61,37 @@ func standaloneMutants(t *testing.T) (sites map[string]int) {
 		return fmt.Sprintf("%5d times  SURVIVED", sites[m]), false
 	})
 	return sites
+}
+
+// damageMutants changes a block that is known to be damaged, and repairs one, less what
+// was dropped already.
+func damageMutants(t *testing.T, dropped map[string]int) {
+	only := map[string]bool{}
+	var mu sync.Mutex
+	run := func(drop func(sim.Op) bool) error {
+		if err := knownDamageUnderLoad(t, drop); err != nil {
+			return err
+		}
+		return repairOverPowerFailures(t, drop)
+	}
+	err := run(func(o sim.Op) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if m := mutantOf(o); o.Kind != sim.Store && dropped[m] == 0 && !strings.Contains(m, "_test.go") {
+			only[m] = true
+		}
+		return false
+	})
+	if err != nil || len(only) == 0 {
+		t.Fatalf("without a mutant: %v, %d of its own", err, len(only))
+	}
+	for m := range only {
+		dropped[m]++
+	}
+	eachMutant(t, slices.Sorted(maps.Keys(only)), func(m string) (line string, caught bool) {
+		err := run(func(o sim.Op) bool { return o.Kind != sim.Store && mutantOf(o) == m })
+		return fmt.Sprintf("known damage  %v", err), err != nil
+	})
 }
 
 // eachMutant tries mutants, as many at once as there are processors, and prints

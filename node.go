@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
@@ -31,6 +33,24 @@ func (n *node) Geometry() replicate.Geometry {
 func (n *node) Damaged() bool {
 	d := n.damage.Load()
 	return d != nil && n.journal.End() < d.Acked
+}
+
+func (n *node) Lost(upTo LSN) error {
+	v := n.v()
+	end := v.journal.End()
+	if err := v.updateMeta(func(m *metadata) error {
+		m.State.Acked = max(m.State.Acked, upTo) // above the end: the next recovery finds the same
+		return nil
+	}); err != nil {
+		return err
+	}
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	d := &DamageError{At: end, Acked: upTo, Why: errors.New("the peer holds acknowledged log that this node has lost")}
+	v.damage.Store(d)
+	v.redoUntil.Store(max(v.redoUntil.Load(), uint64(upTo))) // it may have been applied here
+	v.log.Error("journal damaged", zap.String("region", v.path), zap.Error(d))
+	return nil
 }
 
 func (n *node) State() replicate.State {
@@ -122,9 +142,21 @@ func (n *node) AcceptLoss(f func(*replicate.State) error) (err error) {
 		return err
 	}
 	for b := range v.size / blockSize {
-		if e, ok := v.table.get(b); ok && e.lsn > lost {
-			v.table.set(b, entry{lost, crc32c.Sum(v.block(b)), true})
+		e, ok := v.table.get(b)
+		// One that does not match and says lost, or more, was torn by a power failure
+		// in here, or before: nothing vouches for the block.
+		if ok && (e.lsn > lost || e.damaged) || !ok && v.table.lsn(b) >= lost {
+			sum, fault := v.sum(b)
+			now := entry{lsn: lost, crc: sum, unverified: true}
+			if fault != nil || e.damaged && sum != e.crc { // else it was repaired, and the mark is of before
+				now = entry{e.lsn, ^sum, true, true} // as it was: not to be served
+			}
+			v.table.set(b, now)
 			v.unverified.add(b)
+			if fault != nil { // a flush of the block would meet it
+				v.mem.Flush(v.table.area.Off+b*tableEntry, tableEntry)
+				continue
+			}
 			v.dirty.add(b)
 		}
 	}
@@ -165,14 +197,18 @@ func (v *Volume) startOver(at LSN, chain uint32) {
 // ReadBlocks reads and verifies blocks while nothing is applied. Where one is
 // damaged, this node says so from now on, whoever asked for it.
 func (n *node) ReadBlocks(first int64, dst []byte, info []replicate.BlockInfo) (applied LSN, err error) {
-	defer pmem.Recover(n.mem, pmem.Arm(), &err)
 	for {
 		applied, bad, err := n.readBlocks(first, dst, info)
+		if b, ok := n.v().unreadable(err); ok {
+			bad, err = b, nil
+		}
 		if err != nil || bad < 0 {
 			return applied, err
 		}
-		if !n.v().resum(bad) {
-			return 0, corruptForPeer(bad)
+		if sound, err := n.v().resum(bad); err != nil {
+			return 0, err
+		} else if !sound {
+			return applied, corruptForPeer(bad)
 		}
 	}
 }
@@ -181,27 +217,31 @@ func (n *node) ReadBlocks(first int64, dst []byte, info []replicate.BlockInfo) (
 // that log changes which is yet to be redone: its checksum is taken anew, and the
 // block counts as unverified. A primary that was restarted applies such log only
 // once it serves, but its peer may want the block before. It reports false where
-// the block is damaged, and notes that.
-func (v *Volume) resum(b int64) bool {
+// the block is damaged, or cannot be read, and notes that.
+func (v *Volume) resum(b int64) (sound bool, err error) {
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	e, ok := v.table.get(b)
-	sum := crc32c.Sum(v.block(b))
+	sum, fault := v.sum(b)
 	switch {
+	case fault != nil:
+		v.noteBad(b, fault.Error())
+		return false, nil
 	case ok && sum == e.crc:
-	case v.dirty.has(b) || !v.redoes(b):
+	case v.dirty.has(b) || ok && e.damaged || !v.redoes(b):
 		v.noteBad(b, "checksum does not match when read for the peer")
-		return false
+		return false, nil
 	default:
 		if !ok || e.lsn > v.Applied() {
 			e.lsn = v.Applied() // it may not hold what lies above, whatever its entry said
 		}
-		v.table.set(b, entry{e.lsn, sum, true})
+		v.table.set(b, entry{lsn: e.lsn, crc: sum, unverified: true})
 		v.unverified.add(b)
 		v.bad.remove(b)
 		v.dirty.add(b)
 	}
-	return true
+	return true, nil
 }
 
 // redoes reports whether log that is not applied, and perhaps was before a crash,
@@ -229,11 +269,12 @@ func (v *Volume) redoes(b int64) bool {
 }
 
 func corruptForPeer(b int64) error {
-	return &CorruptError{What: fmt.Sprintf("block %d", b), Detail: fmt.Sprintf("checksum does not match; where the peer has no copy of it, write all its %d bytes at offset %d anew", blockSize, b*blockSize)}
+	return &CorruptError{What: fmt.Sprintf("block %d", b), Detail: fmt.Sprintf("checksum does not match, or it cannot be read; where the peer has no copy of it, write all its %d bytes at offset %d anew", blockSize, b*blockSize)}
 }
 
 // readBlocks is ReadBlocks that only returns which block is damaged, else -1.
 func (n *node) readBlocks(first int64, dst []byte, info []replicate.BlockInfo) (applied LSN, bad int64, err error) {
+	defer pmem.Recover(n.mem, pmem.Arm(), &err)
 	n.applyMu.RLock()
 	defer n.applyMu.RUnlock()
 	if n.copying {
@@ -244,10 +285,20 @@ func (n *node) readBlocks(first int64, dst []byte, info []replicate.BlockInfo) (
 		e, ok := n.table.get(b)
 		p := dst[i*blockSize:][:blockSize]
 		copy(p, n.v().block(b))
-		if !ok || crc32c.Sum(p) != e.crc {
-			return 0, b, nil
+		sum := crc32c.Sum(p)
+		switch {
+		case ok && sum == e.crc:
+			info[i] = replicate.BlockInfo{LSN: e.lsn, CRC: sum, Unverified: e.unverified}
+			if e.damaged { // it was repaired; how far it had changed before, its entry does not say
+				info[i].LSN = n.Applied()
+			}
+		case ok && e.unverified && sum == ^e.crc: // see judgeUnverified
+			info[i] = replicate.BlockInfo{LSN: e.lsn, CRC: sum, Unverified: true}
+			return n.Applied(), b, nil
+		default:
+			info[i] = replicate.BlockInfo{}
+			return n.Applied(), b, nil
 		}
-		info[i] = replicate.BlockInfo{LSN: e.lsn, CRC: e.crc, Unverified: e.unverified}
 	}
 	return n.Applied(), -1, nil
 }
@@ -291,8 +342,10 @@ func (n *node) CopyBlocks(first int64, src []byte, info []replicate.BlockInfo) (
 	defer n.applyMu.Unlock()
 	for i, in := range info {
 		b := first + int64(i)
-		n.mem.Copy(n.data.Off+b*blockSize, src[i*blockSize:][:blockSize])
-		n.table.set(b, entry{in.LSN, in.CRC, in.Unverified})
+		if err := n.v().rewrite(b, src[i*blockSize:][:blockSize], false); err != nil {
+			return err
+		}
+		n.table.set(b, entry{lsn: in.LSN, crc: in.CRC, unverified: in.Unverified})
 		if in.Unverified {
 			n.unverified.add(b)
 		}
@@ -347,6 +400,8 @@ func (n *node) FinishCopy() (err error) {
 func (n *node) Repaired(block int64, data []byte, info replicate.BlockInfo, applied LSN, err error) {
 	if err == nil {
 		err = n.v().takeRepair(block, data, info, applied)
+	} else if info != (replicate.BlockInfo{}) {
+		err = errors.Join(err, n.v().doubt(block, info, applied))
 	}
 	if errors.Is(err, errRetryRepair) {
 		err = nil // the reader looks again, and asks again

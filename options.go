@@ -66,15 +66,14 @@ type Peer struct {
 	Transport transport.Transport
 }
 
+// What holds where a Peer says nothing, and how far it may go.
 const (
-	defaultTimeout  = time.Second
-	defaultBusyPoll = 50 * time.Microsecond
-	minTimeout      = 50 * time.Millisecond
-	maxTimeout      = 10 * time.Minute
+	DefaultTimeout  = time.Second
+	DefaultBusyPoll = 50 * time.Microsecond
+	MinTimeout      = 50 * time.Millisecond
+	MaxTimeout      = 10 * time.Minute
+	MaxConnections  = replicate.MaxLanes
 )
-
-// MaxConnections is the largest Peer.Connections.
-const MaxConnections = replicate.MaxLanes
 
 func (o Options) withDefaults() (Options, error) {
 	if o.Ack == "" {
@@ -95,10 +94,10 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Peer != nil {
 		p := *o.Peer
 		if p.Timeout == 0 {
-			p.Timeout = defaultTimeout
+			p.Timeout = DefaultTimeout
 		}
 		if p.BusyPoll == 0 {
-			p.BusyPoll = defaultBusyPoll
+			p.BusyPoll = DefaultBusyPoll
 		}
 		if p.Connections == 0 {
 			p.Connections = 1
@@ -106,8 +105,8 @@ func (o Options) withDefaults() (Options, error) {
 		if p.Connections < 1 || p.Connections > MaxConnections {
 			return o, fmt.Errorf("connections is %d, not from 1 to %d", p.Connections, MaxConnections)
 		}
-		if p.Timeout < minTimeout || p.Timeout > maxTimeout {
-			return o, fmt.Errorf("peer timeout is %v, not from %v to %v", p.Timeout, minTimeout, maxTimeout)
+		if p.Timeout < MinTimeout || p.Timeout > MaxTimeout {
+			return o, fmt.Errorf("peer timeout is %v, not from %v to %v", p.Timeout, MinTimeout, MaxTimeout)
 		}
 		o.Peer = &p
 	}
@@ -116,7 +115,7 @@ func (o Options) withDefaults() (Options, error) {
 
 func (o *Options) timeout() time.Duration {
 	if o.Peer == nil {
-		return defaultTimeout
+		return DefaultTimeout
 	}
 	return o.Peer.Timeout
 }

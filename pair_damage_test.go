@@ -117,7 +117,7 @@ func TestLossCutShort(t *testing.T) {
 		t.Fatal("not damaged")
 	}
 	lost := whole.journal.End()
-	epoch := journal.Epoch{Counter: 77, Node: whole.meta.State.Node}
+	epoch := journal.Epoch{Counter: whole.meta.State.History.Last().Epoch.Counter + 77, Node: whole.meta.State.Node}
 	begin := func(st *replicate.State) error {
 		st.History = st.History.Append(journal.Entry{Epoch: epoch, Start: lost})
 		return nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -159,4 +160,35 @@ func TestAloneBesideAFullCopy(t *testing.T) {
 		a.inSync()
 		identical(t, a, b)
 	}
+}
+
+// Persistence fails while a demotion waits for a peer that has gone.
+func TestDemoteOfAFailedNode(t *testing.T) {
+	t.Parallel()
+	a, b := pairInSync(t, testConfig{quiet: true})
+	b.wire.mute.Store(true) // no acknowledgement leaves it, as where its power fails
+	waits := begin(context.Background(), a, 0, []byte("waits"))
+	a.until("written", func(s Status) bool { return s.Committed > s.Acked })
+	demoted := make(chan error, 1)
+	go func() { demoted <- a.Demote(context.Background()) }()
+	a.until("draining", func(Status) bool {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		var no *ErrNotPrimary
+		return errors.As(<-begin(ctx, a, 0, []byte("refused")), &no)
+	})
+	b.wire.link.set(true) // nor does it dial any more
+	a.fail(errors.New("msync: input/output error"))
+	if err := <-waits; !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("commit: %v", err)
+	}
+	select {
+	case err := <-demoted:
+		if err == nil || !strings.Contains(err.Error(), "input/output error") {
+			t.Errorf("demote: %v", err)
+		}
+	case <-time.After(slow(20 * time.Second)):
+		t.Fatal("it waits for a peer that nobody watches over")
+	}
+	b.wire.link.set(false)
 }

@@ -70,6 +70,7 @@ func TestTitleAfterGoingAloneByForce(t *testing.T) {
 		count int
 		rule  replicate.Rule
 	}{
+		{"nothing written", 0, replicate.RuleInSync},
 		{"catch-up", 5, replicate.RuleCatchUp},
 		{"full copy", 500, replicate.RuleFull},
 	} {

@@ -102,7 +102,7 @@ func replace(t testing.TB, n *testNode) {
 // metadataOf is the metadata of a closed region's file.
 func metadataOf(t testing.TB, region []byte) *metadata {
 	t.Helper()
-	c, err := readMetadata(region)
+	c, err := readCopies(metadataBytes(region))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -132,8 +132,13 @@ func TestLastWord(t *testing.T) {
 	b.close()
 	a.until("without its peer", func(s Status) bool { return s.Peer == "lost" })
 	all := logged.FilterMessage("session ended").All()
-	if len(all) != 1 || all[0].ContextMap()["error"] != "the peer ended the session: the node is changing its role or stopping" {
-		t.Errorf("logged %v", all)
+	if len(all) == 0 {
+		t.Error("nothing logged")
+	}
+	for _, e := range all { // a session that was just begun may end as well
+		if e.ContextMap()["error"] != "the peer ended the session: the node is changing its role or stopping" {
+			t.Errorf("logged %v", e)
+		}
 	}
 }
 

@@ -35,11 +35,10 @@ func TestAsyncPrimaryLooksForItsPeer(t *testing.T) {
 	identical(t, b, a)
 }
 
-// The same, but both have acknowledged what the other lacks: the one that comes back
-// does not serve beside the other until it is told to, by force.
-func TestAsyncPrimaryBesideAnother(t *testing.T) {
-	t.Parallel()
-	a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
+// splitBrain is a pair in async mode of which both nodes are primary and have
+// acknowledged what the other lacks; a is closed.
+func splitBrain(t *testing.T) (a, b *testNode) {
+	a, b = pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
 	b.wire.link.set(true)
 	a.peerIs("lost")
 	commit(t, a, 0, []byte("of a alone"))
@@ -47,12 +46,32 @@ func TestAsyncPrimaryBesideAnother(t *testing.T) {
 	b.promote(true)
 	commit(t, b, 0, []byte("of b alone"))
 	b.wire.link.set(false)
+	return a, b
+}
+
+// Where both have acknowledged what the other lacks, the one that comes back does not
+// serve beside the other until it is told to, by force.
+func TestAsyncPrimaryBesideAnother(t *testing.T) {
+	t.Parallel()
+	a, _ := splitBrain(t)
 	a.open()
 	s := a.until("refused", func(s Status) bool { return s.Rule == string(replicate.RuleSplitBrain) })
 	refused(t, "continue-alone beside another primary", a.ContinueAlone(context.Background(), false))
 	if s.Serving || a.Status().Serving {
 		t.Fatal("serves beside another primary")
 	}
+	a.demote() // a promotion needs no less
+	a.until("refused", func(s Status) bool { return s.Rule == string(replicate.RuleSplitBrain) && s.Peer == "refused" })
+	refused(t, "promote beside another primary", a.Promote(context.Background(), false))
+	a.promote(true)
+}
+
+// And goes on where it is told to by force.
+func TestAsyncPrimaryBesideAnotherByForce(t *testing.T) {
+	t.Parallel()
+	a, _ := splitBrain(t)
+	a.open()
+	a.until("refused", func(s Status) bool { return s.Rule == string(replicate.RuleSplitBrain) })
 	if err := a.ContinueAlone(context.Background(), true); err != nil || !a.Status().Serving {
 		t.Fatalf("by force: %v, %+v", err, a.Status())
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -248,6 +249,57 @@ func TestDropTail(t *testing.T) {
 	}
 }
 
+// lastOfTheLog commits, and returns where the last three segments end. Both nodes have
+// applied what is before them.
+func lastOfTheLog(t *testing.T, a, b *testNode) (ends []LSN) {
+	t.Helper()
+	fill(t, a, 7, 10, 3000)
+	quiesce(t, a, b)
+	for i := range 3 {
+		ends = append(ends, commit(t, a, int64(i)*100, bytes.Repeat([]byte{byte(i + 1)}, 100)))
+	}
+	return ends
+}
+
+// openUntilItTookTheLog opens a node that lacks log of its peer's, and cuts the link
+// when it has taken that.
+func openUntilItTookTheLog(a, b *testNode) {
+	took := make(chan struct{})
+	core, _ := observer.New(zap.InfoLevel)
+	a.opt.Logger = zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
+		if strings.HasPrefix(e.Message, "took the log") {
+			b.wire.link.set(true)
+			close(took)
+		}
+		return nil
+	}))
+	a.open()
+	<-took
+}
+
+// forgetLog makes a closed region one that crashed before it applied log from an LSN
+// on, and lost that up to end.
+func forgetLog(region []byte, from, end LSN) {
+	clear(forgetEntries(region, from).Raw(from, int(end-from)))
+}
+
+// forgetEntries makes block table entries tell nothing of log from an LSN on, and
+// returns the ring.
+func forgetEntries(region []byte, from LSN) journal.Ring {
+	c, err := readCopies(metadataBytes(region))
+	if err != nil {
+		panic(err)
+	}
+	m := c.meta
+	for b := range m.Size / blockSize {
+		e := region[m.Table.Off+b*tableEntry:][:tableEntry]
+		if old, ok := decodeEntry(e, b); ok && old.lsn >= from {
+			putEntry(e, entry{crc: old.crc}, b)
+		}
+	}
+	return ringOf(region, m)
+}
+
 // A primary whose last segments were lost, above what it knows to be
 // acknowledged, looks like one with a torn tail. Its peer has them.
 func TestTakeLog(t *testing.T) {
@@ -255,37 +307,20 @@ func TestTakeLog(t *testing.T) {
 	for _, how := range []string{"truncated", "flipped"} {
 		t.Run(how, func(t *testing.T) {
 			a, b := pairInSync(t, testConfig{})
-			fill(t, a, 7, 10, 3000)
-			quiesce(t, a, b)
-			var ends []LSN
-			for i := range 3 {
-				ends = append(ends, commit(t, a, int64(i)*100, bytes.Repeat([]byte{byte(i + 1)}, 100)))
-			}
+			ends := lastOfTheLog(t, a, b)
 			want := content(t, a)
 			a.crash()
 			a.change(func(region []byte) {
-				m := metadataOf(t, region)
-				// As if it had crashed before the data was applied.
-				for b := range m.Size / blockSize {
-					e := region[m.Table.Off+b*tableEntry:][:tableEntry]
-					if old, ok := decodeEntry(e, b); ok && old.lsn >= ends[0] {
-						copy(e, make([]byte, 8))
-						zero := entry{crc: old.crc}
-						putEntry(e, zero, b)
-					}
-				}
-				ring := journal.Ring{Bytes: region[m.Journal.Off:m.Journal.end():m.Journal.end()], Base: m.RingBase}
-				at := ends[1] // the third segment: its predecessors' hints end before it
 				if how == "truncated" {
-					at = ends[0]
-					clear(ring.Raw(at, int(ends[2]-at)))
-				} else {
-					ring.Raw(at, 80)[70] ^= 4
+					forgetLog(region, ends[0], ends[2])
+					return
 				}
+				// The third segment: its predecessors' hints end before it.
+				forgetEntries(region, ends[0]).Raw(ends[1], 80)[70] ^= 4
 			})
 			a.open()
-			if s := a.Status(); s.Committed >= ends[2] || s.Recovery.Damage != "" {
-				t.Fatalf("recovered up to %d of %d, damage %q", s.Committed, ends[2], s.Recovery.Damage)
+			if r := a.Status().Recovery; r.End >= ends[2] || r.Damage != "" {
+				t.Fatalf("recovered up to %d of %d, damage %q", r.End, ends[2], r.Damage)
 			}
 			a.inSync()
 			if s := a.Status(); s.Committed < ends[2] {
@@ -461,17 +496,7 @@ func TestCopyAfterTakingTheLog(t *testing.T) {
 		flip(t, region, first)
 		copy(region[m.Data.Off+block*blockSize:], old)
 	})
-	took := make(chan struct{})
-	core, _ := observer.New(zap.InfoLevel)
-	a.opt.Logger = zap.New(core, zap.Hooks(func(e zapcore.Entry) error {
-		if strings.HasPrefix(e.Message, "took the log") {
-			b.wire.link.set(true)
-			close(took)
-		}
-		return nil
-	}))
-	a.open()
-	<-took
+	openUntilItTookTheLog(a, b)
 	replace(t, b)
 	b.wire.link.set(false)
 	b.open()
@@ -482,5 +507,37 @@ func TestCopyAfterTakingTheLog(t *testing.T) {
 	got := make([]byte, len(data))
 	if a.read(t, got, block*blockSize); !bytes.Equal(got, data) || a.Status().Counters.BadBlocks != 0 {
 		t.Errorf("%x…, %+v", got[:4], a.Status().Counters)
+	}
+}
+
+// Loss from the log's very start on: the blocks stay unverified over a restart.
+func TestAcceptLossAtTheStart(t *testing.T) {
+	mem := newImage(t, smallSize, smallJournal)
+	v := openQuiet(t, mem)
+	for range 3 {
+		if _, err := v.WriteAt([]byte("x"), 5*blockSize+7); err != nil {
+			t.Fatal(err)
+		}
+	}
+	image := newHeapMemory(slices.Clone(mem.b)) // killed before its first checkpoint
+	image.b[v.ring.Off+20] ^= 1
+	o, err := Options{Logger: nopLogger, AcceptLoss: true}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := openMemory("x", image, o)
+	if err == nil {
+		err = w.takeUp()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := w.unverified.n.Load(); n != 1 {
+		t.Fatalf("%d blocks unverified", n)
+	}
+	w.pair.Close()
+	again := openQuiet(t, newHeapMemory(slices.Clone(image.b)))
+	if n := again.unverified.n.Load(); n != 1 {
+		t.Errorf("%d blocks unverified after a restart", n)
 	}
 }

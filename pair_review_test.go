@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
 // TestLeaseOutlastsTheConfiguration: a node that is opened without its peer and
@@ -26,9 +27,14 @@ func TestLeaseOutlastsTheConfiguration(t *testing.T) {
 	commit(t, a, 0, []byte{1})
 	quiesce(t, a, b)
 	b.close()
+	_, lease := replicate.Timing(b.opt.Peer.Timeout)
 	b.opt.Peer, b.wire = nil, nil
+	opened := time.Now()
 	b.open()
 	b.promote(false)
+	if d := time.Since(opened); d < lease+lease/10 { // clocks may differ by a tenth
+		t.Errorf("promoted %v after it was opened, the lease is %v", d, lease)
+	}
 	commit(t, b, 0, []byte{2})
 	p := make([]byte, 1)
 	if _, err := a.ReadAt(p, 0); err == nil {

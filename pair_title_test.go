@@ -1,6 +1,7 @@
 package nvmmirror
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
@@ -373,4 +374,81 @@ func TestSwitchOverAfterACopyThatDidNotJoin(t *testing.T) {
 	b.wire.link.set(false)
 	b.until("connected", func(s Status) bool { return s.Peer == "connected" })
 	b.promote(false)
+}
+
+// Two secondaries, of which the one with the title has lost log that the other holds:
+// the title goes to the other.
+func TestTitleWithoutTheLog(t *testing.T) {
+	t.Parallel()
+	a, b := pairInSync(t, testConfig{})
+	fill(t, a, 7, 10, 3000)
+	quiesce(t, a, b)
+	m := b.meta
+	before := bytes.Clone(b.block(0)) // what a power failure leaves of it: nothing was flushed since
+	e, _ := b.table.get(0)
+	var ends []LSN
+	for i := range 3 {
+		ends = append(ends, commit(t, a, int64(i)*100, bytes.Repeat([]byte{byte(i + 1)}, 100)))
+	}
+	want := content(t, a)
+	b.until("title", func(s Status) bool { return s.Title })
+	a.demote()
+	b.crash()
+	if acked := (*node)(a.Volume).State().Acked; acked < ends[2] {
+		t.Errorf("demoted, and knows durably of acknowledgements up to %d of %d", acked, ends[2])
+	}
+	a.crash()
+	b.change(func(region []byte) {
+		forgetLog(region, ends[0], ends[2])
+		copy(region[m.Data.Off:], before)
+		putEntry(region[m.Table.Off:], e, 0)
+	})
+	b.open()
+	if s := b.Status(); !s.Title || s.Damaged {
+		t.Fatalf("title %v, damaged %v", s.Title, s.Damaged)
+	}
+	a.open()
+	a.until("title", func(s Status) bool { return s.Title })
+	refused(t, "promote", b.Promote(context.Background(), false))
+	if s := b.Status(); s.Title || !s.Damaged {
+		t.Errorf("title %v, damaged %v", s.Title, s.Damaged)
+	}
+	a.promote(false)
+	a.inSync()
+	if !bytes.Equal(content(t, a), want) {
+		t.Error("what was acknowledged is gone")
+	}
+	if s := b.Status(); s.Damaged {
+		t.Error("the log is whole again, and counts as damaged")
+	}
+}
+
+// Policy alone: an old image of the primary is put back, of before its last start, and
+// steps down. It held the title, and does not keep it beside the node that holds what
+// was acknowledged since.
+func TestTitleOfAnOldImage(t *testing.T) {
+	t.Parallel()
+	a, b := pairInSync(t, testConfig{quiet: true, opt: Options{OnPeerLoss: Alone}})
+	fill(t, a, 7, 10, 3000)
+	quiesce(t, a, b)
+	var old []byte
+	a.crash()
+	a.change(func(region []byte) { old = bytes.Clone(region) })
+	a.open()
+	a.inSync() // in a new epoch
+	fill(t, a, 9, 3, 3000)
+	quiesce(t, a, b)
+	want := content(t, a)
+	a.crash()
+	b.crash()
+	a.change(func(region []byte) { copy(region, old) })
+	a.open()
+	b.open()
+	b.until("title", func(s Status) bool { return s.Title })
+	refused(t, "promote", a.Promote(context.Background(), false))
+	b.promote(false)
+	b.inSync()
+	if !bytes.Equal(content(t, b), want) {
+		t.Error("what was acknowledged is gone")
+	}
 }

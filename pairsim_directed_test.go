@@ -137,7 +137,7 @@ func TestTitleLostBesideAnEpoch(t *testing.T) {
 		d.kill(d.a)
 		d.kill(d.b)
 		for i, n := range d.nodes {
-			c, err := readMetadata(n.mem.Bytes())
+			c, err := readMetadata(n.mem)
 			if err != nil {
 				d.t.Fatal(err)
 			}
@@ -167,11 +167,11 @@ func (d *simScript) loseWhileCatchingUp() (h journal.Header, whole, lost bool) {
 	if d.b.up() {
 		return h, false, false
 	}
-	c, err := readMetadata(d.b.mem.Bytes())
+	c, err := readMetadata(d.b.mem)
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	_, whole = d.b.ring(c.meta).Find(c.meta.State.History, d.b.tip.lsn+journal.Align, d.a.tip.lsn, &h)
+	_, whole = journal.NewFinder(d.b.ring(c.meta), c.meta.State.History, d.a.tip.lsn).Next(d.b.tip.lsn+journal.Align, &h)
 	return h, whole, true
 }
 
@@ -224,7 +224,12 @@ func TestGapWhileCatchingUp(t *testing.T) {
 
 // The same gap at a new region that takes the place of a lost node: its log was
 // acknowledged by both, the other one being the node that is gone.
-func TestGapAtANewRegion(t *testing.T) {
+func TestGapAtANewRegion(t *testing.T) { gapAtANewRegion(t, false) }
+
+// The connection is lost once before: then the node is not blank any more.
+func TestGapAtANewRegionThatConnectsTwice(t *testing.T) { gapAtANewRegion(t, true) }
+
+func gapAtANewRegion(t *testing.T, twice bool) {
 	gaps := 0
 	child := direct(t, 40, Options{OnPeerLoss: Alone}, func(d *simScript) {
 		d.begin()
@@ -237,6 +242,15 @@ func TestGapAtANewRegion(t *testing.T) {
 		d.until("alone", func() bool { return d.a.alone() && d.a.serves() })
 		d.b.open()
 		d.until("catching up", func() bool { st, _ := d.b.state(); return !st.Blank() })
+		if twice {
+			d.net.mu.Lock()
+			for _, p := range d.net.pipes {
+				d.net.lose(p)
+			}
+			d.net.mu.Unlock()
+			d.settle()
+			d.until("catching up again", func() bool { return d.b.v.pair.Phase() == replicate.PhaseCatchUp })
+		}
 		h, whole, lost := d.loseWhileCatchingUp()
 		if !lost {
 			return
@@ -292,7 +306,7 @@ func TestRefusedSegmentStaysOut(t *testing.T) {
 			}
 			return false
 		})
-		c, err := readMetadata(d.b.mem.Bytes())
+		c, err := readMetadata(d.b.mem)
 		if err != nil {
 			d.t.Fatal(err)
 		}
@@ -326,7 +340,7 @@ func TestOwnLogBehindDamage(t *testing.T) {
 		d.kill(d.b)
 		acked(1 + int(d.seed%3))
 		d.a.hurt = true
-		c, err := readMetadata(d.a.mem.Bytes())
+		c, err := readMetadata(d.a.mem)
 		if err != nil {
 			d.t.Fatal(err)
 		}
@@ -425,7 +439,7 @@ func TestUnverifiedOutlivesRestarts(t *testing.T) {
 		d.kill(d.a)
 		d.partition(true)
 		d.a.flipped[0] = true
-		c, err := readMetadata(d.a.mem.Bytes())
+		c, err := readMetadata(d.a.mem)
 		if err != nil {
 			d.t.Fatal(err)
 		}
@@ -450,8 +464,9 @@ func TestUnverifiedOutlivesRestarts(t *testing.T) {
 	})
 }
 
-// Where both nodes' blocks are unverified and differ, nobody takes the other's:
-// the primary reports it, until it is rewritten.
+// Where both nodes' blocks are unverified and differ, nobody takes the other's: the
+// primary reports it until it is rewritten, and its peer hears that and counts its own
+// as damaged too.
 func TestUnverifiedOnBothNodes(t *testing.T) {
 	direct(t, 4, Options{}, func(d *simScript) {
 		d.begin()
@@ -463,11 +478,10 @@ func TestUnverifiedOnBothNodes(t *testing.T) {
 			if i == 0 {
 				v.block(7)[blockSize-1] ^= 1
 			}
-			v.applyMu.Lock()
-			e, _ := v.table.get(7)
-			v.table.set(7, entry{e.lsn, crc32c.Sum(v.block(7)), true})
-			v.unverified.add(7)
-			v.applyMu.Unlock()
+			takenAnew(v)
+		}
+		if d.seed%2 == 0 {
+			d.b.v.unverified.remove(7) // it does not ask at the same time
 		}
 		d.until("reported", func() bool { return d.a.v.bad.has(7) })
 		read := func() (err error) {
@@ -481,21 +495,19 @@ func TestUnverifiedOnBothNodes(t *testing.T) {
 		if err := read(); !errors.As(err, &corrupt) {
 			d.t.Fatalf("read: %v", err)
 		}
-		if e, _ := d.b.v.table.get(7); e.crc != crc32c.Sum(d.b.v.block(7)) {
+		if d.b.v.block(7)[blockSize-1] != 0 {
 			d.t.Fatal("the flip is at the peer")
 		}
-		tx := d.model.tx(d.rng, false)
-		tx.off, tx.data = tx.off[:1], tx.data[:1]
-		tx.write(7*blockSize, make([]byte, blockSize))
-		done := false
-		d.a.client(func(v *Volume) {
-			x := v.Begin()
-			for k := range tx.off {
-				x.Write(tx.off[k], tx.data[k])
-			}
-			x.Commit(d.t.Context())
-		}, func(bool) { done = true })
-		d.until("rewritten", func() bool { return done && !d.a.v.bad.has(7) && !d.a.v.unverified.has(7) })
+		// Which may come to serve it.
+		d.b.v.applyMu.Lock()
+		d.b.v.unverified.add(7)
+		d.b.v.applyMu.Unlock()
+		d.until("known at the peer", func() bool { return d.b.v.bad.has(7) })
+		if e, _ := d.b.v.table.get(7); e.crc == crc32c.Sum(d.b.v.block(7)) || !e.damaged {
+			d.t.Fatalf("the peer's entry: %+v", e)
+		}
+		d.change(d.nodes[:], 0, make([]byte, blockSize))
+		d.settled()
 		if err := read(); err != nil {
 			d.t.Fatal(err)
 		}

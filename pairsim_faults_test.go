@@ -17,6 +17,7 @@ type simPlan struct {
 
 	cuts, losses, stalls, crashes, points, closes, naps bool
 	commands, modes, flips, large, rough, reads         bool
+	images, blanks                                      bool
 }
 
 var simModes = []Options{{}, {OnPeerLoss: Alone}, {Ack: AckAsync}, {Ack: AckAsync, OnPeerLoss: Alone}}
@@ -47,6 +48,7 @@ func (w *simPair) draw() {
 		w.full = 2000 + w.rng.IntN(20000)
 	}
 	w.napOn = p.naps
+	w.drawRegions()
 }
 
 // choice is one thing that could happen next.
@@ -83,6 +85,7 @@ func (w *simPair) happen() {
 				weight = 2
 			}
 			add(!n.closing && !n.gone, weight, func() { w.restart(n) })
+			w.regions(add, n)
 			other := w.nodes[1-i]
 			add(p.large && !n.closing && other.serves() && other.alone() && other.tip.holds(w.promised), 4, func() {
 				w.event("%s: a new region", n.name)
@@ -90,6 +93,7 @@ func (w *simPair) happen() {
 			})
 			continue
 		}
+		w.afterHello(add, n)
 		w.process(add, n)
 		w.clients(add, n)
 	}
@@ -193,12 +197,13 @@ func (w *simPair) process(add adder, n *simNode) {
 	if lost {
 		weight = 20
 	}
-	add(!primary && !n.void && (p.commands || lost), weight, n.promote)
+	add(!primary && !n.void && !n.unheard() && (p.commands || lost), weight, n.promote)
 	add(primary && p.commands, 3, n.demote)
-	add(primary && p.commands, 4, n.continueAlone)
-	add(primary && p.commands && n.mayForce(other), 12, n.continueByForce)
-	add(!primary && p.commands && n.mayTakeOver(other), 12, n.promoteByForce)
-	add(primary && p.commands && !other.void && !other.command && other.up() && other.v != nil, 3, func() {
+	add(primary && p.commands && !n.unheard(), 4, n.continueAlone)
+	settled := p.commands && !n.stale && !other.stale
+	add(primary && settled && n.mayForce(other), 12, n.continueByForce)
+	add(!primary && settled && n.mayTakeOver(other), 12, n.promoteByForce)
+	add(primary && p.commands && !other.stale && !other.void && !other.command && other.up() && other.v != nil, 3, func() {
 		n.demote()
 		other.promote()
 	})
@@ -298,8 +303,12 @@ func (w *simPair) tend(n *simNode) {
 	case n.v.pair.Role() != replicate.Primary:
 		other := w.nodes[1-n.i]
 		st, _ := n.state()
-		if other.up() && other.v != nil && other.v.pair.Role() != replicate.Primary && (st.Title && !n.void || st.Blank()) {
+		switch {
+		case !other.up() || other.v == nil || other.v.pair.Role() == replicate.Primary:
+		case st.Title && !n.void && !n.unheard() || st.Blank() && !n.renewed:
 			n.promote()
+		case n.inherits():
+			n.promoteByForce()
 		}
 	}
 }

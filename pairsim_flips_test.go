@@ -10,7 +10,7 @@ import (
 // nobody can repair; metadata has a second copy.
 
 func (w *simPair) flip(n *simNode) {
-	c, err := readMetadata(n.mem.Bytes())
+	c, err := readMetadata(n.mem)
 	if err != nil || c.meta.State.Resync != nil {
 		return
 	}
@@ -96,7 +96,7 @@ func (n *simNode) damaged() bool {
 	if n.up() && n.v != nil {
 		return (*node)(n.v).Damaged()
 	}
-	c, err := readMetadata(n.mem.Bytes())
+	c, err := readMetadata(n.mem)
 	if err != nil {
 		return false
 	}

@@ -97,6 +97,26 @@ func TestDialPausesAfterRefusal(t *testing.T) {
 	v.pair.Close()
 }
 
+// The node that lets the other dial first never came to dial less often: it took the
+// time that it waits longer for time that the dial had taken.
+func TestDialDelayGrowsOnBothNodes(t *testing.T) {
+	const timeout = 100 * time.Millisecond
+	addr := [2]netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:1")}
+	var node [2]*refusing
+	for own := range addr {
+		node[own] = &refusing{Transport: &simLife{net: &simNet{addr: addr}, node: own}}
+		v := found(t, Options{Peer: &Peer{Listen: addr[own].String(), Address: addr[1-own].String(), Timeout: timeout, Transport: node[own]}})
+		defer v.pair.Close()
+	}
+	time.Sleep(15 * timeout)
+	for own, r := range node {
+		// One each timeout, and a few more at the beginning.
+		if k := r.dials.Load(); k > 25 {
+			t.Errorf("node %d dialled %d times in 15 timeouts", own, k)
+		}
+	}
+}
+
 // A bit of the second metadata copy flipped in an open region. The next change
 // wrote over the first, and a power failure in it lost both.
 func TestMetadataChangeBesideAFlip(t *testing.T) {
@@ -118,7 +138,7 @@ func TestMetadataChangeBesideAFlip(t *testing.T) {
 			}
 			more = media.life.dead
 			mem.Images(40, rng, func(img *sim.Memory) {
-				if _, err := readMetadata(img.Bytes()); err != nil {
+				if _, err := readMetadata(img); err != nil {
 					t.Fatalf("copy %d flipped, power failed at operation %d of a change: %v", copied, at, err)
 				}
 			})
@@ -167,7 +187,7 @@ func TestMetadataCopiesAreDurableOnceOpened(t *testing.T) {
 			if again {
 				mem.Images(40, rng, func(img *sim.Memory) {
 					tried++
-					if _, err := readMetadata(img.Bytes()); err != nil {
+					if _, err := readMetadata(img); err != nil {
 						t.Fatalf("killed at operation %d of a change, power failed at %d of the next: %v", killed, failed, err)
 					}
 				})

@@ -41,14 +41,17 @@ type simLife struct {
 // simPipe is one direction of a connection.
 type simPipe struct {
 	id       int
+	answer   bool // it leads to the end that dialled
 	from     int
 	src, dst *simConn
 	under    []byte // under way
 	arrived  []byte
-	fin      bool // src has closed; nothing follows what is under way
-	ended    bool // dst has been told so
-	reset    bool // both ends are told that the connection is lost
-	stalled  bool // by the driver
+	head     []byte // the first that were read
+	taken    int    // how many were
+	fin      bool   // src has closed; nothing follows what is under way
+	ended    bool   // dst has been told so
+	reset    bool   // both ends are told that the connection is lost
+	stalled  bool   // by the driver
 }
 
 // simConn is one end of a connection.
@@ -150,7 +153,7 @@ func (n *simNet) connect(client, server *simLife) (c, s *simConn) {
 	c = &simConn{life: client, wake: make(chan struct{}, 1)}
 	s = &simConn{life: server, wake: make(chan struct{}, 1)}
 	c.out = &simPipe{id: n.next, from: client.node, src: c, dst: s}
-	s.out = &simPipe{id: n.next + 1, from: server.node, src: s, dst: c}
+	s.out = &simPipe{id: n.next + 1, answer: true, from: server.node, src: s, dst: c}
 	c.in, s.in = s.out, c.out
 	n.next += 2
 	n.pipes = append(n.pipes, c.out, s.out)
@@ -168,6 +171,7 @@ func (c *simConn) TryRead(p []byte) (int, error) {
 		full := len(in.under)+len(in.arrived) >= c.life.full
 		k := copy(p, in.arrived)
 		in.arrived = in.arrived[k:]
+		in.took(p[:k])
 		if full { // there is room again
 			in.src.Wake()
 		}

@@ -45,6 +45,11 @@ type simNode struct {
 	void    bool           // its title is, if it holds it
 	gone    bool           // it is down for good: the other one is being promoted by force
 	lost    bool           // and it has said so, and lacks log since
+	image   *simImage      // an older copy of its region
+	before  []*simSegment  // where its log ended in regions that are gone
+	stale   bool           // an older copy was put back, and has not caught up
+	heard   bool           // its peer was, since another region took its place
+	renewed bool           // a new region took a lost one's place, and has not joined
 
 	// As seen last.
 	phase replicate.Phase
@@ -78,6 +83,7 @@ func (n *simNode) create() {
 	}
 	n.mem, n.flipped, n.once, n.trusted = mem, map[int64]bool{}, map[int64]int{}, map[int64]bool{}
 	n.tip, n.owes, n.hurt, n.lost, n.void = n.w.model.places[simPlace{}], nil, false, false, false
+	n.image, n.stale, n.heard, n.renewed = nil, false, false, false
 }
 
 // open starts the node's process.
@@ -156,7 +162,7 @@ func (n *simNode) reap() {
 
 // survey finds out where the log of a node that is down ends.
 func (n *simNode) survey() {
-	c, err := readMetadata(n.mem.Bytes())
+	c, err := readMetadata(n.mem)
 	if err != nil {
 		n.w.event("%s: metadata: %v", n.name, err)
 		return
@@ -353,7 +359,7 @@ func (n *simNode) state() (replicate.State, bool) {
 	if n.up() && n.v != nil {
 		return (*node)(n.v).State(), true
 	}
-	c, err := readMetadata(n.mem.Bytes())
+	c, err := readMetadata(n.mem)
 	if err != nil {
 		return replicate.State{}, false
 	}

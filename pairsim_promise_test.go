@@ -23,7 +23,7 @@ func (w *simPair) check() {
 		if force := w.nodes[1-n.i]; ok && (!st.Title || !force.command && !force.entitled()) {
 			n.void = false // it has heard of it; or nothing came of the command
 		}
-		if ok && st.Title && !n.void {
+		if ok && st.Title && !n.void && !n.stale {
 			titles++
 		}
 		if n.up() && n.v != nil {
@@ -42,6 +42,7 @@ func (w *simPair) check() {
 		w.broken("two volumes: lineage %v at %s, %v at %s", a.Lineage, w.nodes[0].name, b.Lineage, w.nodes[1].name)
 	}
 	for _, n := range w.nodes {
+		n.catchUp()
 		n.doubt = n.doubted()
 	}
 	if titles > 1 {
@@ -119,7 +120,7 @@ func (n *simNode) serves() bool {
 // alone reports whether the node has recorded that it need not wait for its
 // peer.
 func (n *simNode) alone() bool {
-	c, err := readMetadata(n.mem.Bytes())
+	c, err := readMetadata(n.mem)
 	return err == nil && len(c.meta.State.History) > 0 && !c.meta.State.History.Last().BothIn()
 }
 
@@ -140,8 +141,7 @@ func (w *simPair) acknowledged(n *simNode, tx *simTx, lsn LSN) {
 	}
 	n.owes = deeper(n.owes, at)
 	peer := w.nodes[1-n.i]
-	if !n.alone() {
-		peer.observe()
+	if peer.observe(); !n.alone() && !peer.had(at) {
 		st, _ := peer.state()
 		if !peer.hasOrSays(at) || st.Resync != nil {
 			w.broken("%s: transaction %d was acknowledged at %v, the peer's log ends at %v", n.name, tx.id, at, peer.tip)
@@ -177,7 +177,7 @@ func (n *simNode) observe() {
 
 // durable checks that a segment would outlive a power failure now.
 func (n *simNode) durable(s *simSegment) {
-	c, err := readMetadata(n.mem.Bytes())
+	c, err := readMetadata(n.mem)
 	if err != nil || s.parent == nil || s.lsn <= c.meta.Checkpoint.LSN || len(n.flipped) > 0 {
 		return
 	}
@@ -241,7 +241,7 @@ func (w *simPair) wasRead(n *simNode, p []byte, before *simSegment) {
 	w.event("%s: read %v", n.name, saw)
 	peer := w.nodes[1-n.i]
 	peer.observe()
-	if st, _ := peer.state(); !n.alone() && (!peer.hasOrSays(saw) || st.Resync != nil) {
+	if st, _ := peer.state(); !n.alone() && !peer.had(saw) && (!peer.hasOrSays(saw) || st.Resync != nil) {
 		w.broken("%s: a read saw %v, the peer's log ends at %v", n.name, saw, peer.tip)
 		return
 	}

@@ -53,14 +53,14 @@ type simPair struct {
 
 // simStats say what schedules have seen.
 type simStats struct {
-	steps, acked, reads, crashes, roles, refused, copies, flips, reported, trusted, modes, forced int
-	healed                                                                                        time.Duration // the longest
+	steps, acked, reads, crashes, roles, refused, copies, flips, reported, trusted, modes, forced, images, blanks int
+	healed                                                                                                        time.Duration // the longest
 }
 
-const simStatsFormat = "%d steps, %d acknowledged, %d reads, %d crashes, %d roles, %d refused, %d copies, %d flips, %d reported, %d trusted, %d modes, %d forced, healed in %s"
+const simStatsFormat = "%d steps, %d acknowledged, %d reads, %d crashes, %d roles, %d refused, %d copies, %d flips, %d reported, %d trusted, %d modes, %d forced, %d put back, %d renewed, healed in %s"
 
 func (s *simStats) fields() []*int {
-	return []*int{&s.steps, &s.acked, &s.reads, &s.crashes, &s.roles, &s.refused, &s.copies, &s.flips, &s.reported, &s.trusted, &s.modes, &s.forced}
+	return []*int{&s.steps, &s.acked, &s.reads, &s.crashes, &s.roles, &s.refused, &s.copies, &s.flips, &s.reported, &s.trusted, &s.modes, &s.forced, &s.images, &s.blanks}
 }
 
 func (s simStats) String() string {

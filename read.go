@@ -20,12 +20,15 @@ const MaxRead = 64 << 20
 
 // ReadAt reads the committed bytes at off: those of a prefix of the commit
 // order that every required node holds, never a part of a transaction. Each
-// block is verified; one that fails is fetched from the peer, repaired and
-// counted, else the error is a [*CorruptError]. On a secondary it is an
+// block is verified; one that fails, or cannot be read, is fetched from the peer,
+// repaired and counted, else the error is a [*CorruptError]. On a secondary it is an
 // [*ErrNotPrimary], without the read lease ErrNoLease; what p holds then means
 // nothing. Reading past the end returns io.EOF as io.ReaderAt says; reading more
 // than MaxRead bytes is refused.
 func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
+	if v.closed.Load() {
+		return 0, v.errClosed()
+	}
 	if off < 0 {
 		return 0, fmt.Errorf("%w: offset %d", ErrOutOfRange, off)
 	}
@@ -47,6 +50,10 @@ func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
 			v.committer.Tick()
 			bad, err = v.readOnce(p, off)
 		}
+		var unread error
+		if b, ok := v.unreadable(err); ok && v.failed.Load() == nil { // else it tells of what made persistence fail
+			bad, err, unread = b, nil, err
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -62,10 +69,15 @@ func (v *Volume) ReadAt(p []byte, off int64) (n int, err error) {
 			err = errors.New("it fails again and again after it was repaired")
 		}
 		if v.closed.Load() {
-			return 0, ErrClosed
+			return 0, v.errClosed()
 		}
 		if err != nil {
-			return 0, &CorruptError{What: fmt.Sprintf("block %d (bytes %d to %d)", bad, bad*blockSize, (bad+1)*blockSize), Detail: err.Error()}
+			detail := err.Error()
+			if unread != nil {
+				detail += "; " + unread.Error()
+			}
+			what := fmt.Sprintf("block %d (bytes %d to %d)", bad, bad*blockSize, (bad+1)*blockSize)
+			return 0, &CorruptError{What: what, Detail: detail, Err: unread}
 		}
 	}
 	if eof {
@@ -82,7 +94,7 @@ func (v *Volume) readOnce(p []byte, off int64) (bad int64, err error) {
 	v.applyMu.RLock()
 	defer v.applyMu.RUnlock()
 	if v.closed.Load() {
-		return 0, ErrClosed
+		return 0, v.errClosed()
 	}
 	if err := v.readable(); err != nil {
 		return 0, err
@@ -109,11 +121,36 @@ func (v *Volume) readOnce(p []byte, off int64) (bad int64, err error) {
 	return -1, v.readable()
 }
 
+// unreadable is the block of which an error says that memory cannot be read there.
+func (v *Volume) unreadable(err error) (b int64, ok bool) {
+	var fault *pmem.FaultError
+	if !errors.As(err, &fault) || fault.Offset < v.data.Off {
+		return 0, false
+	}
+	b = (fault.Offset - v.data.Off) / blockSize
+	return b, b < v.size/blockSize
+}
+
+// sum is the checksum of a block, or the fault where it cannot be read.
+func (v *Volume) sum(b int64) (crc uint32, err error) {
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	return crc32c.Sum(v.block(b)), nil
+}
+
+// clearBlock gives a block that cannot be read memory that can, for its content to
+// be written there as a whole.
+func (v *Volume) clearBlock(b int64) error {
+	if v.region == nil {
+		return errors.New("this memory cannot be replaced")
+	}
+	return v.region.Clear(v.data.Off+b*blockSize, blockSize)
+}
+
 // readable says why this node serves no reads.
 func (v *Volume) readable() error {
 	switch {
 	case v.failed.Load() != nil:
-		return *v.failed.Load()
+		return fmt.Errorf("not read: persistence has failed here, restart the node or let the peer take over: %w", *v.failed.Load())
 	case v.pair.Leased():
 		return nil
 	case v.pair.Role() != replicate.Primary:
@@ -150,10 +187,16 @@ func (v *Volume) judge(b int64) (bad bool, err error) {
 	if v.closed.Load() {
 		return false, ErrClosed
 	}
-	if e, ok := v.table.get(b); ok && crc32c.Sum(v.block(b)) == e.crc {
+	e, ok := v.table.get(b)
+	sum, fault := v.sum(b)
+	switch {
+	case fault != nil:
+		v.noteBad(b, fault.Error())
+	case ok && sum == e.crc:
 		return false, nil
+	default:
+		v.noteBad(b, "checksum does not match")
 	}
-	v.noteBad(b, "checksum does not match")
 	return true, nil
 }
 
@@ -211,7 +254,8 @@ func (v *Volume) sound(b int64) (ok bool, err error) {
 		return false, ErrClosed
 	}
 	e, ok := v.table.get(b)
-	return ok && crc32c.Sum(v.block(b)) == e.crc, nil
+	sum, fault := v.sum(b)
+	return ok && fault == nil && sum == e.crc, nil
 }
 
 func (v *Volume) answerRepair(b int64, err error) {
@@ -243,11 +287,19 @@ func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, appl
 	v.applyMu.Lock()
 	defer v.applyMu.Unlock()
 	e, ok := v.table.get(b)
-	mine := crc32c.Sum(v.block(b))
+	mine, fault := v.sum(b)
+	differs := fault != nil || mine != info.CRC
+	// With equal entries, or where the peer's data holds all that is applied here and
+	// the block has not changed beyond it, the blocks are of one moment. The LSN of a
+	// damaged block's entry says nothing.
+	same := ok && !e.damaged && info.LSN == e.lsn
 	switch {
-	case ok && info.LSN != e.lsn, !ok && (applied < v.Applied() || info.LSN > v.Applied()):
+	case !same && (applied < v.Applied() || info.LSN > v.Applied()):
 		return errRetryRepair
-	case mine == info.CRC:
+	case fault != nil && info.Unverified && (!ok || info.CRC != e.crc):
+		return errNoneVerified
+	case fault != nil:
+	case !differs:
 		// Both nodes came to the same bytes, each by itself. Where the entry
 		// here says otherwise, a change that went over a flip carried the flip
 		// into the checksum.
@@ -265,17 +317,24 @@ func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, appl
 		return errNoneVerified
 	}
 	now := entry{lsn: info.LSN, crc: info.CRC}
-	if mine != info.CRC {
-		v.mem.Copy(v.data.Off+b*blockSize, data)
+	if differs {
+		if err := v.rewrite(b, data, false); err != nil {
+			return err
+		}
+		// Before the entry: with it alone, recovery would take what is here for a change
+		// that a crash cut off, and its checksum anew.
+		if err := v.mem.Fence(); err != nil {
+			return v.fail(err)
+		}
 	}
 	if !ok || e != now {
 		v.table.set(b, now)
 	}
-	if mine != info.CRC || !ok || e != now {
+	if differs || !ok || e != now {
 		v.changedAside(b)
 	}
 	v.trust(b)
-	if ok && mine == e.crc && mine == info.CRC {
+	if ok && !differs && mine == e.crc {
 		return nil
 	}
 	v.counters.repaired.Add(1)
@@ -283,20 +342,35 @@ func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, appl
 	return nil
 }
 
-// judgeUnverified: the block differs from the peer's, and both are unverified.
-// One of the two holds a flip, and nobody can tell which. On the primary, which
-// would serve it, it counts as damaged from here on, also after a restart: its
-// entry no longer matches. Before, both nodes have to have redone what they
-// had applied before their crashes, so that neither block holds parts of later
-// changes: what is known to be acknowledged reaches as far as the last join.
+// doubt judges a block that was judged at the peer, where info tells of it: the one
+// here is as doubtful, whichever node comes to serve it. The two are of one moment if
+// this one has not changed beyond what the peer had applied.
+func (v *Volume) doubt(b int64, info replicate.BlockInfo, applied LSN) (err error) {
+	defer pmem.Recover(v.mem, pmem.Arm(), &err)
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	e, ok := v.table.get(b)
+	mine, fault := v.sum(b)
+	if fault == nil && ok && e.unverified && mine == e.crc && e.lsn <= applied && applied <= v.Applied() && info.CRC != mine {
+		return v.judgeUnverified(b, e, applied)
+	}
+	return nil
+}
+
+// judgeUnverified: the block differs from the peer's, and both are unverified. One of
+// the two holds a flip, and nobody can tell which. It counts as damaged from here on,
+// also after a restart: its entry holds the complement of its checksum, and does so
+// over changes of a part of it. Before, both nodes have to have redone what they had
+// applied before their crashes, so that neither block holds parts of later changes:
+// what is known to be acknowledged reaches as far as the last join.
 func (v *Volume) judgeUnverified(b int64, e entry, applied LSN) error {
 	v.metaMu.Lock()
 	joined := v.meta.State.Acked
 	v.metaMu.Unlock()
-	if v.pair.Role() != replicate.Primary || v.Applied() < LSN(v.redoUntil.Load()) || applied < joined {
+	if v.Applied() < LSN(v.redoUntil.Load()) || applied < joined {
 		return errRetryRepair
 	}
-	v.table.set(b, entry{e.lsn, ^e.crc, true})
+	v.table.set(b, entry{e.lsn, ^e.crc, true, true})
 	v.changedAside(b)
 	v.noteBad(b, "it differs from the peer's, and neither was verified since a crash")
 	return errNoneVerified

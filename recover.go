@@ -49,7 +49,14 @@ func (v *Volume) recover() (err error) {
 		Segments: scan.Segments, Transactions: scan.Transactions, Stop: scan.Stop.Error(),
 	}
 	if !m.Clean || !m.Settled {
-		eachUnverified(v.mem.Bytes()[m.Table.Off:], m.Size/blockSize, v.unverified.add)
+		eachNoted(v.mem.Bytes()[m.Table.Off:], m.Size/blockSize, func(b int64, e entry) {
+			if e.unverified {
+				v.unverified.add(b)
+			}
+			if sum, fault := v.sum(b); e.damaged && (fault != nil || sum != e.crc) { // else it was repaired, and the mark is of before
+				v.bad.add(b)
+			}
+		})
 	}
 	v.redoUntil.Store(uint64(scan.End))
 	if scan.Damage != nil {

@@ -316,7 +316,7 @@ func (w *simWorld) judgeKillAndChange(at sim.Op, img *sim.Memory) {
 	var v *Volume
 	var err error
 	open := func() { v, err = openMemory("image", img, o) }
-	if c, e := readMetadata(img.Bytes()); e == nil && c.repair {
+	if c, e := readMetadata(img); e == nil && c.repair {
 		w.crashWithin(img, 40, open)
 	} else if open(); err == nil {
 		w.crashWithin(img, 60, func() { v.updateMeta(func(m *metadata) error { m.State.Lease++; return nil }) })
@@ -406,7 +406,7 @@ func (w *simWorld) copyOver() {
 		data[i] = byte(w.rng.Uint32())
 	}
 	w.incoming = data
-	r := replicate.Resync{Fork: w.v.journal.End() + 1<<20, Chain: 77, Epoch: journal.Epoch{Counter: 99, Node: 7}}
+	r := replicate.Resync{Fork: w.v.journal.End() + 1<<20, Chain: 77, Epoch: journal.Epoch{Counter: w.v.meta.State.History.Last().Epoch.Counter + 99, Node: 7}}
 	err := n.StartCopy(r, func(st *replicate.State) {
 		st.History = st.History.Append(journal.Entry{Epoch: r.Epoch, Start: r.Fork, PeerIn: true})
 		st.Role, st.Title = replicate.Secondary, false

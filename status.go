@@ -60,6 +60,7 @@ type Counters struct {
 	BadBlocks        uint64 `json:"bad_blocks"`
 	RepairedBlocks   uint64 `json:"repaired_blocks"`
 	UnverifiedBlocks int64  `json:"unverified_blocks"`
+	ScrubbedBlocks   uint64 `json:"scrubbed_blocks"`
 	MetadataRepairs  uint64 `json:"metadata_repairs"`
 	MD5Failures      uint64 `json:"md5_failures"`
 }
@@ -113,7 +114,9 @@ func (v *Volume) Status() Status {
 	}
 	degraded(m.State.Resync != nil, "inconsistent: a full copy has not finished")
 	degraded(ps.Differs != "", "the nodes are configured differently, and a failover changes what is in force: %s", ps.Differs)
-	degraded(s.Damaged, "journal damaged: %s", v.recovery.Damage)
+	if d := v.damage.Load(); s.Damaged && d != nil {
+		degraded(true, "journal damaged: %v", d)
+	}
 	degraded(bad > 0, "%d damaged blocks", bad)
 	degraded(unverified > 0, "%d blocks not compared with the peer since a crash", unverified)
 	pc := v.pair.Counters()
@@ -122,7 +125,7 @@ func (v *Volume) Status() Status {
 		Checkpoints: v.counters.checkpts.Load(), CRCFailures: pc.CRCFailures.Load(), Resends: pc.Resends.Load(),
 		Reconnects: pc.Reconnects.Load(), DialFailures: pc.DialFailures.Load(), Refused: pc.Refused.Load(),
 		BadBlocks: v.counters.badBlocks.Load(), RepairedBlocks: v.counters.repaired.Load(),
-		UnverifiedBlocks: unverified, MetadataRepairs: v.counters.metaRepairs.Load(),
+		UnverifiedBlocks: unverified, ScrubbedBlocks: v.counters.scrubbed.Load(), MetadataRepairs: v.counters.metaRepairs.Load(),
 		MD5Failures: v.md5Failures(),
 	}
 	return s

@@ -16,7 +16,8 @@ import (
 //	 0  lsn    u64  the LSN after the segment of the last change, 0: never changed
 //	 8  CRC    u32  CRC32C of the block
 //	12  check  u32  CRC32C of lsn (u64), CRC (u64) and the block's number (u64);
-//	                with bit 32 of the CRC word set where the block is unverified
+//	                with bit 32 of the CRC word set where the block is unverified,
+//	                bit 33 where it was found damaged
 //
 // A block's CRC is carried over changes, not recomputed from the medium, so
 // that a flipped bit is not blessed by the next change. Entries are the
@@ -33,12 +34,20 @@ type entry struct {
 	// over changes and restarts, until the block is compared with the peer's or
 	// rewritten as a whole.
 	unverified bool
+	// damaged: the block was found not to match. Recovery does not take its
+	// checksum anew, whatever changed it before the crash. Its lsn stays as it
+	// was then: only one of the entry's two words changes with the block, so that
+	// no power failure tears it, and recovery cannot take it for a torn change.
+	damaged bool
 }
 
 func (e entry) check(block int64) uint32 {
 	crc := uint64(e.crc)
 	if e.unverified {
 		crc |= 1 << 32
+	}
+	if e.damaged {
+		crc |= 1 << 33
 	}
 	return crc32c.SumWords(uint64(e.lsn), crc, uint64(block))
 }
@@ -48,23 +57,23 @@ func decodeEntry(b []byte, block int64) (e entry, ok bool) {
 	e.lsn = journal.LSN(binary.LittleEndian.Uint64(b))
 	e.crc = binary.LittleEndian.Uint32(b[8:])
 	check := binary.LittleEndian.Uint32(b[12:])
-	if e.check(block) == check {
-		return e, true
+	for flags := range 4 {
+		e.unverified, e.damaged = flags&1 != 0, flags&2 != 0
+		if e.check(block) == check {
+			return e, true
+		}
 	}
-	e.unverified = true
-	return e, e.check(block) == check
+	e.unverified, e.damaged = false, false
+	return e, false
 }
 
-// eachUnverified calls f with each of so many blocks whose entry says that it
-// is unverified.
-func eachUnverified(area []byte, blocks int64, f func(block int64)) {
+// eachNoted calls f with each of so many blocks whose entry says that it is
+// unverified, or was found damaged.
+func eachNoted(area []byte, blocks int64, f func(block int64, e entry)) {
 	for b := range blocks {
 		p := area[b*tableEntry:][:tableEntry]
-		if binary.LittleEndian.Uint64(p) == 0 {
-			continue // never changed
-		}
-		if e, ok := decodeEntry(p, b); ok && e.unverified {
-			f(b)
+		if e, ok := decodeEntry(p, b); ok && (e.unverified || e.damaged) {
+			f(b, e)
 		}
 	}
 }
@@ -85,6 +94,11 @@ func newestEntry(area []byte, blocks int64) (newest journal.LSN) {
 func (t *table) get(block int64) (entry, bool) {
 	off := t.area.Off + block*tableEntry
 	return decodeEntry(t.mem.Bytes()[off:off+tableEntry], block)
+}
+
+// lsn is what an entry that may be damaged says.
+func (t *table) lsn(block int64) journal.LSN {
+	return journal.LSN(binary.LittleEndian.Uint64(t.mem.Bytes()[t.area.Off+block*tableEntry:]))
 }
 
 // set changes an entry. It becomes durable with the next checkpoint.

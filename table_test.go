@@ -17,7 +17,7 @@ func TestTableEntries(t *testing.T) {
 	tab := table{mem, m.Table}
 	rapid.Check(t, func(t *rapid.T) {
 		b := rapid.Int64Range(0, smallSize/blockSize-1).Draw(t, "block")
-		e := entry{LSN(rapid.Uint64().Draw(t, "lsn")), rapid.Uint32().Draw(t, "crc"), rapid.Bool().Draw(t, "unverified")}
+		e := entry{LSN(rapid.Uint64().Draw(t, "lsn")), rapid.Uint32().Draw(t, "crc"), rapid.Bool().Draw(t, "unverified"), rapid.Bool().Draw(t, "damaged")}
 		tab.set(b, e)
 		if got, ok := tab.get(b); !ok || got != e {
 			t.Fatalf("%+v, %v", got, ok)
@@ -44,8 +44,8 @@ func TestNewestEntry(t *testing.T) {
 	if n := newestEntry(mem.b[m.Table.Off:], blocks); n != 0 {
 		t.Fatal(n)
 	}
-	tab.set(3, entry{640, 1, true})
-	tab.set(blocks-1, entry{128, 1, false})
+	tab.set(3, entry{640, 1, true, false})
+	tab.set(blocks-1, entry{128, 1, false, false})
 	if n := newestEntry(mem.b[m.Table.Off:], blocks); n != 640 {
 		t.Fatal(n)
 	}

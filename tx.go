@@ -25,7 +25,9 @@ func (v *Volume) Begin() Tx {
 func (tx Tx) live() bool { return tx.r != nil && tx.r.Generation() == tx.gen }
 
 // Write adds a write of p at byte offset off. p is not copied: it must not
-// change until Commit has returned. Where writes overlap, the last one counts.
+// change until Commit has returned, else persistence can fail for the whole volume,
+// which cannot tell it from memory that lost bits. Where writes overlap, the last one
+// counts.
 // The error matches ErrOutOfRange, or ErrClosed once the transaction is over.
 func (tx Tx) Write(off int64, p []byte) error {
 	if !tx.live() {
@@ -97,8 +99,8 @@ func (v *Volume) ready(ctx context.Context) error {
 	if v.pair.Role() != replicate.Primary {
 		return v.pair.NotPrimary() // who is, was not known when it stepped back
 	}
-	if err := v.pair.AwaitServing(ctx); err != nil {
-		return v.orClosed(err)
+	if err := v.whileOpen(func() error { return v.pair.AwaitServing(ctx) }); err != nil {
+		return err
 	}
 	return errOf(v.failed.Load()) // then it never will
 }

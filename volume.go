@@ -87,7 +87,7 @@ type Volume struct {
 	resting      atomic.Bool   // the checkpointer waits longer: whoever applies kicks it
 	wake         chan struct{} // of a driver that waits without a session
 
-	damage   atomic.Pointer[journal.DamageError] // of the journal, when the region was opened; nil once it started over
+	damage   atomic.Pointer[journal.DamageError] // of the journal, when the region was opened or as the peer told; nil once it started over
 	unstored atomic.Bool                         // a repair, or a verdict of damage, has not been flushed
 	failed   atomic.Pointer[error]               // a persistence error: final until reopened
 	closed   atomic.Bool
@@ -106,7 +106,7 @@ type Volume struct {
 type counters struct {
 	commits, bytes, reads         atomic.Uint64
 	repaired, badBlocks, checkpts atomic.Uint64
-	metaRepairs                   atomic.Uint64
+	metaRepairs, scrubbed         atomic.Uint64
 }
 
 // Recovery is what opening the region found.
@@ -176,7 +176,10 @@ func Create(path string, o CreateOptions) (err error) {
 // format's first fence.
 func claim(mem pmem.Memory, n int64) (err error) {
 	defer pmem.Recover(mem, pmem.Arm(), &err)
-	if _, err := readMetadata(mem.Bytes()); !errors.Is(err, ErrNotRegion) {
+	switch c, err := readMetadata(mem); {
+	case c.unread() != nil:
+		return c.unread()
+	case !errors.Is(err, ErrNotRegion):
 		return errors.New("the device holds a region already; zero its first 4 MiB if it may go")
 	}
 	mem.Zero(0, n)
@@ -211,15 +214,19 @@ func Open(path string, o Options) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := clearMetadata(r, o.Logger); err != nil {
+		r.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	v, err := newVolume(path, r, o)
 	if err == nil {
 		err = v.checkPlatform(r) // before anything changes that it looks at
 	}
 	if err == nil {
+		v.region = r
 		err = v.recover()
 	}
 	if err == nil {
-		v.region = r
 		err = v.start()
 	}
 	if err != nil {
@@ -233,7 +240,7 @@ func Open(path string, o Options) (*Volume, error) {
 // open.
 func (v *Volume) checkPlatform(r *pmem.Region) error {
 	if r.Class() < v.meta.Class {
-		return fmt.Errorf("the region was created on %v memory, the file lies on %v, which loses more: move it back, or create a new region there and let the peer fill it", v.meta.Class, r.Class())
+		return &WeakerError{v.meta.Class, r.Class(), r.Device()}
 	}
 	count, ok, err := pmem.ShutdownCount(r.Path())
 	if err != nil {
@@ -258,7 +265,7 @@ func (v *Volume) noteShutdowns(count uint64) error {
 // copies. recover must follow.
 func newVolume(path string, mem pmem.Memory, o Options) (v *Volume, err error) {
 	defer pmem.Recover(mem, pmem.Arm(), &err)
-	c, err := readMetadata(mem.Bytes())
+	c, err := readMetadata(mem)
 	if err != nil {
 		return nil, err
 	}
@@ -349,8 +356,8 @@ func (v *Volume) takeUp() (err error) {
 
 // Close ends the session with the peer and closes the region, cleanly where
 // that is possible. The role stays. Transactions that wait are given the time
-// that a lost peer would get. The volume is closed when it returns; again, it
-// returns nil.
+// that a lost peer would get, at most a minute. The volume is closed when it returns;
+// again, it returns nil.
 func (v *Volume) Close() (err error) {
 	v.closing.Do(func() { err = v.close() })
 	return err
@@ -358,8 +365,8 @@ func (v *Volume) Close() (err error) {
 
 func (v *Volume) close() error {
 	v.closed.Store(true)
-	closed := fmt.Errorf("%s: %w", v.path, ErrClosed)
-	ctx, cancel := context.WithTimeout(context.Background(), v.opt.timeout())
+	closed := v.errClosed()
+	ctx, cancel := context.WithTimeout(context.Background(), min(v.opt.timeout(), closeAtMost))
 	defer cancel()
 	if v.committer.Acquire(ctx) == nil {
 		v.committer.Close(closed, nil)
@@ -398,28 +405,37 @@ func (v *Volume) Size() int64 { return v.size }
 // [*RefusedError] where that could lose acknowledged data; forced too, while a
 // full copy onto this node has not finished.
 func (v *Volume) Promote(ctx context.Context, force bool) error {
-	return v.orClosed(v.pair.Promote(ctx, force))
+	return v.whileOpen(func() error { return v.pair.Promote(ctx, force) })
 }
 
 // Demote makes this node a secondary once all that it took is acknowledged. It is
 // refused with a [*RefusedError] where the peer is required and not in sync; where
 // ctx ends before, the node stays primary.
-func (v *Volume) Demote(ctx context.Context) error { return v.orClosed(v.pair.Demote(ctx)) }
+func (v *Volume) Demote(ctx context.Context) error {
+	return v.whileOpen(func() error { return v.pair.Demote(ctx) })
+}
 
 // ContinueAlone makes a primary that waits for its lost peer go on without it.
 // Unforced, it is refused with a [*RefusedError] without the title, with a damaged
 // journal, beside a peer that is in sync, or that is primary as well.
 func (v *Volume) ContinueAlone(ctx context.Context, force bool) error {
-	return v.orClosed(v.pair.ContinueAlone(ctx, force))
+	return v.whileOpen(func() error { return v.pair.ContinueAlone(ctx, force) })
 }
 
-// orClosed is why something failed: where the volume is being closed, that.
-func (v *Volume) orClosed(err error) error {
-	if err != nil && v.closed.Load() && !errors.Is(err, ErrClosed) {
-		return fmt.Errorf("%s: %w", v.path, ErrClosed)
+// whileOpen does something, unless the volume is closed; where it is being closed
+// meanwhile, that is why it failed.
+func (v *Volume) whileOpen(f func() error) error {
+	if v.closed.Load() {
+		return v.errClosed()
+	}
+	err := f()
+	if err != nil && v.closed.Load() {
+		return v.errClosed()
 	}
 	return err
 }
+
+func (v *Volume) errClosed() error { return fmt.Errorf("%s: %w", v.path, ErrClosed) }
 
 // fail notes a persistence error: nothing more is acknowledged until the
 // region is reopened and reconciled.
@@ -437,6 +453,8 @@ func (v *Volume) fail(err error) error {
 }
 
 const (
+	// closeAtMost is less than service managers wait before they kill.
+	closeAtMost     = time.Minute
 	checkpointEvery = time.Second
 	restingEvery    = 4 * time.Second
 )

@@ -84,6 +84,19 @@ func TestClaim(t *testing.T) {
 	}
 }
 
+// What lies before the volume is told of as what lies behind it.
+func TestOutOfRange(t *testing.T) {
+	v := openQuiet(t, newImage(t, 1<<20, smallJournal))
+	_, read := v.ReadAt(make([]byte, 1), -1)
+	_, before := v.WriteAt([]byte{1}, -1)
+	_, behind := v.WriteAt([]byte{1}, 1<<20)
+	for i, err := range []error{read, before, behind} {
+		if !errors.Is(err, ErrOutOfRange) || !strings.Contains(err.Error(), "outside of the volume") {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+}
+
 // One read holds up commits for no longer than MaxRead bytes take.
 func TestReadAtMost(t *testing.T) {
 	v := openQuiet(t, newImage(t, MaxRead+blockSize, smallJournal))
@@ -93,5 +106,32 @@ func TestReadAtMost(t *testing.T) {
 	}
 	if n, err := v.ReadAt(p[:MaxRead], 1); n != MaxRead || err != nil {
 		t.Errorf("%d bytes, %v", n, err)
+	}
+}
+
+// A region that was copied to memory of a weaker class is not served from there.
+func TestOnWeakerMemory(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "r")
+	err := Create(path, CreateOptions{Size: 1 << 20, JournalSize: 2 << 20, Accept: pmem.Paged})
+	if weak := (*pmem.ClassError)(nil); errors.As(err, &weak) {
+		t.Skip("needs a directory that is not on memory: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	region, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := filepath.Join(shm(t), "r")
+	if err := os.WriteFile(moved, region, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(moved, Options{})
+	if weaker := (*WeakerError)(nil); !errors.As(err, &weaker) || weaker.Created <= pmem.Emulated || weaker.Have != pmem.Emulated {
+		t.Fatalf("%v", err)
+	}
+	if now, err := os.ReadFile(moved); err != nil || !bytes.Equal(now, region) {
+		t.Errorf("it was changed: %v", err)
 	}
 }

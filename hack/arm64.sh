@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the tests of pmem, journal and the volume for arm64 under qemu-user
+# Runs the tests of crc32c, pmem, journal and the volume for arm64 under qemu-user
 # (Debian: qemu-user-static). It has no TCP_MD5SIG and cannot start a second
 # process of a foreign architecture, so what needs those skips.
 set -eu

@@ -398,6 +398,7 @@ func (c *Committer) Acquire(ctx context.Context) error {
 	if !c.driving {
 		c.driving = true
 		c.mu.Unlock()
+		c.limit = 0 // it may be lowered meanwhile: the next driver asks before it appends
 		return nil
 	}
 	ch := make(chan struct{})
@@ -411,6 +412,9 @@ func (c *Committer) Acquire(ctx context.Context) error {
 	case <-ch:
 		c.mu.Lock()
 		defer c.mu.Unlock()
+		if c.ended == nil {
+			c.limit = 0
+		}
 		return c.ended // nil, where the role came with it
 	case <-ctx.Done():
 	}

@@ -83,7 +83,8 @@ func (h History) Append(e Entry) History {
 	return out
 }
 
-// maxCounter bounds what a history may hold: there is always a next epoch.
+// maxCounter bounds what a history may hold. Counters rise by at most 2²⁴ an epoch: only
+// a forged history comes near it, and what follows it is refused.
 const maxCounter = 1 << 63
 
 // Validate checks that the entries are in order, and that others can follow.

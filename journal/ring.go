@@ -93,29 +93,89 @@ func at(lsn LSN, err error) error {
 	return err
 }
 
-// Find is the first valid segment of this lap that starts in [from, until): a
-// scan that has stopped before it cannot reach it. It is verified but for its
-// chain. The search reads a word or two of each line.
-func (r Ring) Find(history History, from, until LSN, h *Header) (body []byte, ok bool) {
+// Finder finds valid segments where no scan reaches them.
+type Finder struct {
+	ring    Ring
+	history History
+	until   LSN
+	left    int // bytes of bodies that are still summed one by one
+	sums    lineSums
+}
+
+// NewFinder finds segments that end by until.
+//
+// Of a log, no two bodies overlap, so that they are summed one by one. Of what only
+// looks like one, each line may begin a body of the greatest length: what is more
+// than a ring comes from running sums, so that it takes as long as a few rings.
+func NewFinder(ring Ring, history History, until LSN) *Finder {
+	return &Finder{ring: ring, history: history, until: until, left: ring.Size(), sums: lineSums{ring: ring}}
+}
+
+// Next is the first valid segment of this lap that starts at from or behind it:
+// a scan that has stopped before it cannot reach it. It is verified but for its
+// chain. The search reads a word or two of each line. from must not be below an
+// earlier one.
+func (f *Finder) Next(from LSN, h *Header) (body []byte, ok bool) {
+	r := f.ring
 	p := r.Position(from) - Align
-	for lsn := from; lsn < until; lsn += Align {
+	for lsn := from; lsn < f.until; lsn += Align {
 		if p += Align; p == len(r.Bytes) {
 			p = 0
 		}
 		if line := r.Bytes[p : p+HeaderSize]; binary.LittleEndian.Uint32(line) != Magic || LSN(binary.LittleEndian.Uint64(line[8:])) != lsn {
 			continue // also segments of an earlier lap
 		}
-		if r.Header(lsn, h) != nil || h.End() > until {
+		if r.Header(lsn, h) != nil || h.End() > f.until {
 			continue
 		}
-		if e, ok := history.At(lsn); !ok || e.Epoch != h.Epoch {
+		if e, ok := f.history.At(lsn); !ok || e.Epoch != h.Epoch {
 			continue
 		}
-		if body, err := r.Segment(lsn, h); err == nil {
+		if h.Pad {
+			return nil, true
+		}
+		if body = r.body(h); f.sum(h, body) == h.BodyCRC {
 			return body, true
 		}
 	}
 	return nil, false
+}
+
+func (f *Finder) sum(h *Header, body []byte) uint32 {
+	if f.left -= len(body); f.left >= 0 {
+		return crc32c.Sum(body)
+	}
+	f.left = 0
+	return f.sums.between(h.LSN+HeaderSize, h.End())
+}
+
+// lineSums is the checksum of the log from some LSN up to each line of a window
+// that is as long as a segment may be. Of any piece in the window they give the
+// checksum, and read each line once.
+type lineSums struct {
+	ring Ring
+	to   LSN      // the window's end
+	sum  uint32   // up to there
+	at   []uint32 // by line, modulo the window's length
+}
+
+func (s *lineSums) slot(lsn LSN) *uint32 { return &s.at[uint64(lsn)/Align%uint64(len(s.at))] }
+
+// between is the checksum of [lo, hi), at most a segment. lo must not be below an
+// earlier one.
+func (s *lineSums) between(lo, hi LSN) uint32 {
+	if s.at == nil {
+		s.at = make([]uint32, MaxSegment(int64(s.ring.Size()))/Align+1)
+	}
+	if lo >= s.to {
+		s.to, s.sum = lo, 0
+		*s.slot(lo) = 0
+	}
+	for ; s.to < hi; *s.slot(s.to) = s.sum {
+		s.sum = crc32c.Update(s.sum, s.ring.Raw(s.to, Align))
+		s.to += Align
+	}
+	return crc32c.Combine(*s.slot(lo), *s.slot(hi), int64(hi-lo))
 }
 
 // Fits reports whether a segment with header h lies in the ring as it must: data

@@ -157,8 +157,9 @@ func (res *Scan) judge() {
 // by itself: its peer may never have had it.
 func beyond(ring Ring, history History, node uint64, end, until LSN) (acked, last LSN) {
 	var h Header
+	f := NewFinder(ring, history, until)
 	for from := end + Align; ; from = h.End() {
-		if _, ok := ring.Find(history, from, until, &h); !ok {
+		if _, ok := f.Next(from, &h); !ok {
 			return acked, last
 		}
 		if e, _ := history.At(h.LSN); e.Binds(node) && h.Acked <= h.LSN {

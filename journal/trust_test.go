@@ -178,3 +178,36 @@ func TestTrustZerosBeforeItStores(t *testing.T) {
 		t.Errorf("stored before it was zero: %v; %d behind the header", m.early, pad[len(pad)/2])
 	}
 }
+
+// TestExtendMakesDurable: what Extend takes in was visible, and perhaps never durable.
+func TestExtendMakesDurable(t *testing.T) {
+	m := &flushes{heapMemory: heapMemory{make([]byte, 64<<10)}, lines: map[int64]int{}}
+	l := NewLog(m, 0, 64<<10, 0)
+	l.Reset(0, 0)
+	l.SetEpoch(testEpoch)
+	var from LSN
+	var chain uint32
+	for i := range 3 {
+		if _, err := appendTo(l, 0, []Write{{0, make([]byte, 1000)}}); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			from, chain = l.End(), l.Chain()
+		}
+	}
+	to := l.End()
+	l.Reset(from, chain)
+	clear(m.lines)
+	m.fences = 0
+	if err := l.Extend(History{{Epoch: testEpoch, PeerIn: true}}); err != nil || l.End() != to {
+		t.Fatalf("%v, the log ends at %d of %d", err, l.End(), to)
+	}
+	for at := int64(from); at < int64(to); at += Align {
+		if m.lines[at] == 0 {
+			t.Fatalf("the line at %d was not flushed", at)
+		}
+	}
+	if m.fences == 0 {
+		t.Error("not fenced")
+	}
+}

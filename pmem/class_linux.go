@@ -39,8 +39,7 @@ func classify(f *os.File, prot int) (finding, error) {
 		if !hasFlush() {
 			return finding{}, fmt.Errorf("pmem: %s is a devdax device, but this CPU has no instruction that flushes to persistence: use a filesystem on a pmem block device instead", f.Name())
 		}
-		class, reason := strongest()
-		return finding{class: class, reason: reason, device: true}, nil
+		return classifyDevice(f)
 	}
 	var fs unix.Statfs_t
 	if err := retry(func() error { return unix.Fstatfs(int(f.Fd()), &fs) }); err != nil {
@@ -66,6 +65,33 @@ func classify(f *os.File, prot int) (finding, error) {
 	}
 	class, reason := strongest()
 	return finding{class: class, reason: reason}, nil
+}
+
+// classifyDevice is classify of a devdax device. Such devices are made of other
+// memory too (HBM, CXL, what firmware has put aside), which a power failure empties.
+func classifyDevice(f *os.File) (finding, error) {
+	dir, _, err := deviceDir(f.Name())
+	if err != nil {
+		return finding{}, err
+	}
+	regions, err := regionsOf(dir, 0)
+	if err != nil {
+		return finding{}, err
+	}
+	volatile := func(why string) (finding, error) { return finding{class: Emulated, reason: why, device: true}, nil }
+	if len(regions) != 1 {
+		return volatile("a device of memory that is no NVDIMM region: volatile")
+	}
+	bus := filepath.Dir(regions[0])
+	provider, err := os.ReadFile(filepath.Join(bus, "provider"))
+	switch {
+	case !strings.HasPrefix(filepath.Base(bus), "ndbus"):
+		return volatile("a device of " + filepath.Base(regions[0]) + ", which is no NVDIMM region: volatile")
+	case err == nil && strings.TrimSpace(string(provider)) == "virtio-pmem":
+		return volatile("a device of virtio-pmem, which a flush leaves in the host's page cache: put a filesystem on it")
+	}
+	class, reason := strongest()
+	return finding{class: class, reason: reason, device: true}, nil
 }
 
 // accept checks a finding against the weakest class that the caller accepts.

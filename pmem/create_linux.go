@@ -13,8 +13,9 @@ import (
 
 // Create allocates a zeroed region of size bytes, which appears at path when
 // Publish is called and is gone when the region is closed before that, or the
-// process dies. A path that exists is an error that matches [fs.ErrExist];
-// nothing is ever overwritten. Where there is no room, it is an *AllocError.
+// process dies. A path that exists is an error that matches [fs.ErrExist], or, where it
+// is no file either, a *FileTypeError; nothing is ever overwritten. Where there is no
+// room, it is an *AllocError.
 //
 // A devdax device is opened in place: size 0 means the whole of it, Publish
 // does nothing, and its content is what was there before. The caller must look
@@ -31,6 +32,8 @@ func Create(path string, size int64, opt Options) (*Region, error) {
 	switch {
 	case err == nil && info.Mode()&os.ModeCharDevice != 0:
 		return createDevice(path, size, opt)
+	case err == nil && !info.Mode().IsRegular() && info.Mode()&os.ModeSymlink == 0:
+		return nil, wrongType(path, info.Mode())
 	case err == nil:
 		return nil, existsError(path)
 	case !errors.Is(err, fs.ErrNotExist):

@@ -442,4 +442,20 @@ func TestDAXBadBlock(t *testing.T) {
 	if err := guarded(r, func() { r.Copy((page+1)*4096, make([]byte, 8192)) }); err != nil {
 		t.Errorf("beside it: %v", err)
 	}
+	// Other storage takes the place of what is bad, and of nothing else.
+	r.Copy((page-1)*4096, bytes.Repeat([]byte{1}, 4096))
+	if err := r.Clear(page*4096+5, 1); err != nil {
+		t.Fatal(err)
+	}
+	if bad, _, err := BadBlocks(path); err != nil || len(bad) > 0 {
+		t.Errorf("bad blocks %v, %v", bad, err)
+	}
+	want := append(bytes.Repeat([]byte{1}, 4096), make([]byte, 4096)...)
+	if err := guarded(r, func() { r.Store64(page*4096+64, 2) }); err != nil {
+		t.Errorf("a store where it was bad: %v", err)
+	}
+	want[4096+64] = 2
+	if !bytes.Equal(r.Bytes()[(page-1)*4096:][:8192], want) {
+		t.Error("something else is there")
+	}
 }

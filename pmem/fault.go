@@ -33,7 +33,9 @@ func (e *FaultError) Unwrap() error { return e.Err }
 //	func f(mem pmem.Memory) (err error) {
 //		defer pmem.Recover(mem, pmem.Arm(), &err)
 //
-// Nesting is fine. Without it, a fault ends the process.
+// Nesting is fine. Without it, a fault ends the process. So does a bad page that
+// nobody touches where vm.memory_failure_early_kill is set, unless the process asks
+// for the signal later: prctl(PR_MCE_KILL, PR_MCE_KILL_SET, PR_MCE_KILL_LATE).
 func Arm() (old bool) { return debug.SetPanicOnFault(true) }
 
 // Recover ends what [Arm] began. Deferred, it turns a fault inside m's mapping

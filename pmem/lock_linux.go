@@ -22,7 +22,9 @@ func lock(f *os.File, path string) error {
 	err := retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	if err == nil {
 		lk := wholeFile(unix.F_WRLCK)
-		err = retry(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk) })
+		if err = retry(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk) }); err != nil {
+			retry(func() error { return unix.Flock(fd, unix.LOCK_UN) }) // else this process is found to hold it
+		}
 	}
 	switch {
 	case err == nil:

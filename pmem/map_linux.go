@@ -31,7 +31,7 @@ func mapShared(f *os.File, size int64, found finding) ([]byte, error) {
 	var mem []byte
 	var err error
 	switch {
-	case found.class >= Cacheline && found.device:
+	case found.device:
 		// devdax is synchronous by nature; older kernels know no MAP_SYNC there.
 		mem, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	case found.class >= Cacheline:

@@ -132,6 +132,18 @@ func (r *Region) Close() error {
 	return errors.Join(errs...)
 }
 
+// wrongType says of what is neither a file nor a character device what to name.
+func wrongType(path string, mode os.FileMode) error {
+	problem := fmt.Sprintf("is neither a file nor a devdax device (mode %s): name a file in a directory on persistent memory", mode)
+	switch {
+	case mode.IsDir():
+		problem = "is a directory: name a file in it"
+	case mode&os.ModeDevice != 0:
+		problem = "is a block device: name a file on a file system with DAX on it, or a devdax device"
+	}
+	return &FileTypeError{path, problem}
+}
+
 // openPath opens a regular file or a devdax device. Anything else is refused
 // before it is opened: opening a FIFO blocks, and opening some devices acts.
 func openPath(path string, flag int) (*os.File, error) {
@@ -145,7 +157,7 @@ func openPath(path string, flag int) (*os.File, error) {
 			return nil, err
 		}
 	case !mode.IsRegular():
-		return nil, &FileTypeError{path, fmt.Sprintf("is neither a file nor a devdax device (mode %s): name a file in a directory on persistent memory", mode)}
+		return nil, wrongType(path, mode)
 	}
 	f, err := os.OpenFile(path, flag, 0)
 	if err != nil {

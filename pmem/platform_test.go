@@ -281,3 +281,42 @@ func TestBadBlocksOfAFile(t *testing.T) {
 		t.Errorf("without a list: %v, %v, %v", got, ok, err)
 	}
 }
+
+// A devdax device is persistent where it belongs to an NVDIMM region, and its
+// flushes reach that.
+func TestClassOfADevice(t *testing.T) {
+	if !hasFlush() {
+		t.Skip("this CPU has no instruction that flushes to persistence")
+	}
+	for name, c := range map[string]struct {
+		target string
+		with   [2]string
+		class  Class
+	}{
+		"NVDIMM":      {target: "devices/ndbus0/region0/dax0.1/dax0.0", class: Cacheline},
+		"eADR":        {target: "devices/ndbus0/region0/dax0.1/dax0.0", with: [2]string{"bus/nd/devices/region0/persistence_domain", "cpu_cache\n"}, class: Byte},
+		"dax_hmem":    {target: "devices/platform/hmem.0/dax0.0", class: Emulated},
+		"CXL RAM":     {target: "devices/platform/cxl/region0/dax_region0/dax0.0", class: Emulated},
+		"virtio-pmem": {target: "devices/ndbus0/region0/dax0.1/dax0.0", with: [2]string{"devices/ndbus0/provider", "virtio-pmem\n"}, class: Emulated},
+	} {
+		tree := map[string]string{
+			c.target + "/size":        "4194304\n",
+			c.target + "/subsystem":   "-> bus/dax",
+			"bus/dax/x":               "",
+			"dev/char/" + nullNumber:  "-> " + c.target,
+			"devices/ndbus0/provider": "ACPI.NFIT\n",
+		}
+		if c.with[0] != "" {
+			tree[c.with[0]] = c.with[1]
+		}
+		fakeSysfs(t, tree)
+		f, err := os.Open(null)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if found, err := classify(f, 0); err != nil || found.class != c.class || !found.device {
+			t.Errorf("%s: %+v, %v; want %v", name, found, err, c.class)
+		}
+	}
+}

@@ -148,6 +148,7 @@ func TestNeverOverwrites(t *testing.T) {
 		"file":         func(p string) error { return os.WriteFile(p, []byte("precious"), 0o600) },
 		"empty file":   func(p string) error { return os.WriteFile(p, nil, 0o600) },
 		"directory":    func(p string) error { return os.Mkdir(p, 0o700) },
+		"fifo":         func(p string) error { return syscall.Mkfifo(p, 0o600) },
 		"dangling":     func(p string) error { return os.Symlink("nowhere", p) },
 		"link to file": func(p string) error { return os.Symlink(os.Args[0], p) },
 	} {
@@ -157,7 +158,12 @@ func TestNeverOverwrites(t *testing.T) {
 			if err := occupy(before); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Create(before, 1<<20, Options{Accept: Emulated}); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), before) {
+			_, err := Create(before, 1<<20, Options{Accept: Emulated})
+			refused := errors.Is(err, fs.ErrExist)
+			if name == "directory" || name == "fifo" {
+				refused = errors.As(err, new(*FileTypeError))
+			}
+			if !refused || !strings.Contains(err.Error(), before) {
 				t.Fatalf("create over a %s: %v", name, err)
 			}
 			r, err := Create(after, 1<<20, Options{Accept: Emulated})
@@ -197,7 +203,9 @@ func TestBadArguments(t *testing.T) {
 		"create on other device":   {second(Create("/dev/null", 0, any)), "not a devdax"},
 		"emulated of size 0":       {second(NewEmulated(0)), "size 0"},
 		"open of nothing":          {second(Open(filepath.Join(dir, "nothing"), any)), "nothing"},
-		"open of a directory":      {second(Open(dir, any)), "neither a file nor a devdax"},
+		"open of a directory":      {second(Open(dir, any)), "is a directory"},
+		"a block device":           {wrongType("/dev/pmem0", os.ModeDevice), "is a block device"},
+		"create on a fifo":         {second(Create(fifo, 1<<20, any)), "neither a file nor a devdax"},
 		"open of a fifo":           {second(Open(fifo, any)), "neither a file nor a devdax"},
 		"open of another device":   {second(Open("/dev/null", any)), "not a devdax"},
 		"inspect a fifo":           {second(OpenReadOnly(fifo)), "neither a file nor a devdax"},
@@ -499,5 +507,25 @@ func TestCloseReleasesLocks(t *testing.T) {
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Another program's lock of bytes in the file excludes, and is not taken for this
+// process's.
+func TestOtherProgramsLock(t *testing.T) {
+	path := filepath.Join(tmpfsDir(t), "region")
+	createAt(t, path, pageSize, Emulated).Close()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	lk := unix.Flock_t{Type: unix.F_WRLCK, Start: 100, Len: 1}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lk); err != nil {
+		t.Fatal(err)
+	}
+	var inUse *InUseError
+	if _, err := Open(path, Options{Accept: Emulated}); !errors.As(err, &inUse) || inUse.PID != 0 {
+		t.Errorf("%v", err)
 	}
 }

@@ -3,8 +3,10 @@ package replicate
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 
+	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
@@ -28,6 +30,28 @@ func TestBacklogIsTakenInAtOnce(t *testing.T) {
 	taken, err := (&Pair{}).takeAnswers(s)
 	if left := len(c.arrived) + s.w - s.r; err != nil || !taken || left > 0 {
 		t.Fatalf("%v, %v: %d bytes are left", taken, err, left)
+	}
+}
+
+// shelf is a node that has the blocks that are asked for.
+type shelf struct{ Node }
+
+func (shelf) Geometry() Geometry { return Geometry{Size: 1 << 20} }
+func (shelf) ReadBlocks(int64, []byte, []BlockInfo) (journal.LSN, error) {
+	return 0, nil
+}
+
+// TestBurstOfRequests: of the requests in a long backlog no more are answered than
+// may wait to be sent; what one stage holds may be too much.
+func TestBurstOfRequests(t *testing.T) {
+	c := &backlog{arrived: bytes.Repeat(Message{Type: TypeRequest}.Encode(), 16384)}
+	s := &session{conn: c, stage: make([]byte, stageSize)}
+	const atMost = maxQueued + stageSize/headerSize*(headerSize+blockInfoSize+BlockSize)
+	if _, err := (&Pair{node: shelf{}}).takeAnswers(s); err != nil || len(s.ctl) > atMost || len(s.ctl) < maxQueued {
+		t.Fatalf("%v: %d bytes of answers are queued, %d at most", err, len(s.ctl), atMost)
+	}
+	if err := s.flush(); err != errDeaf {
+		t.Errorf("the session goes on: %v", err)
 	}
 }
 
@@ -71,5 +95,25 @@ func TestLastWordOfASession(t *testing.T) {
 
 	if err := says(msgHeartbeat).lastWord(); err != nil {
 		t.Errorf("%v", err)
+	}
+}
+
+// deprived is a node that hears why a block does not come.
+type deprived struct {
+	Node
+	why error
+}
+
+func (n *deprived) Repaired(_ int64, _ []byte, _ BlockInfo, _ journal.LSN, err error) { n.why = err }
+
+// TestWhyABlockIsMissing: what the peer says of it is shown as any text of a peer's.
+func TestWhyABlockIsMissing(t *testing.T) {
+	n := &deprived{}
+	text := append([]byte("not whole either\x1b[2J\x80"), bytes.Repeat([]byte("x"), 100<<10)...)
+	if err := (&Pair{node: n}).takeRepair(&message{typ: msgBlockMissing}, text); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.why.Error(); !strings.HasPrefix(got, "the peer cannot help: not whole either?[2J?xx") || len(got) > 2<<10+50 {
+		t.Errorf("%d bytes: %.80q", len(got), got)
 	}
 }

@@ -42,7 +42,7 @@ const (
 	// RuleNoCommonEpoch: one lineage, but no epoch in common: pruned.
 	RuleNoCommonEpoch Rule = "refuse-no-common-epoch"
 	// RuleChain: the logs differ within one epoch. It does not happen
-	// without damage.
+	// without damage, or an older copy of a region put back.
 	RuleChain Rule = "refuse-chain-mismatch"
 	// RuleSplitBrain: both may have acknowledged after the fork.
 	RuleSplitBrain Rule = "refuse-split-brain"
@@ -69,7 +69,7 @@ const (
 	// RuleFull: the secondary is behind what the journal holds, or its last
 	// full copy did not finish.
 	RuleFull Rule = "full-copy"
-	// RuleDropTail: a former primary drops what the secondary never
+	// RuleDropTail: one side, mostly a former primary, drops what nobody
 	// acknowledged.
 	RuleDropTail Rule = "drop-unacknowledged-tail"
 	// RuleTakeLog: a restarted primary takes what the secondary holds
@@ -191,6 +191,52 @@ func expendable(s Side, lsn journal.LSN) bool {
 	return droppable(s, lsn) || s.Role != Primary && !s.Damaged && s.End <= lsn && s.Acked <= lsn
 }
 
+// lostLog is up to where the peer's log, or what it knows to be acknowledged, says
+// that there was log here which this node has lost since, else 0. A primary held all
+// that the peer holds of their common epochs, and whoever holds the title all that was
+// acknowledged. A node without either may only be behind.
+func lostLog(mine, theirs Side) journal.LSN {
+	upTo := theirs.Acked
+	if mine.Role == Primary {
+		upTo = max(upTo, theirs.End)
+	}
+	switch f := findFork(mine, theirs); {
+	case !related(mine, theirs),
+		mine.Role != Primary && !mine.Title,
+		!f.ok || f.newerA || f.newerB,
+		upTo <= max(mine.End, mine.Acked):
+		return 0
+	}
+	return upTo
+}
+
+// related reports whether both nodes hold states of one volume, so that their logs
+// say something of each other.
+func related(a, b Side) bool {
+	return a.Node != b.Node && a.Geometry == b.Geometry && a.Lineage != UUID{} && a.Lineage == b.Lineage && !a.Inconsistent && !b.Inconsistent
+}
+
+// outdated reports whether the peer may have acknowledged log, under an epoch that this
+// node does not know, which is not here, and nothing of this node's stands against it.
+// Whoever holds the title holds all that was acknowledged: this node's is one that was
+// taken over by force, or of an older copy of its region.
+func outdated(mine, theirs Side) bool {
+	if !related(mine, theirs) || !mine.Title || mine.Damaged {
+		return false
+	}
+	f := findFork(mine, theirs)
+	return f.ok && f.newerB && theirs.End > f.common && !droppable(theirs, f.common) && (mine.End <= f.common || droppable(mine, f.common))
+}
+
+// replaces reports whether b lacks log that was acknowledged, lost or of a later epoch,
+// and a holds that and what b still has. What epochs b has begun since does not matter:
+// it wrote nothing under them.
+func replaces(a, b Side) bool {
+	f := findFork(a, b)
+	lacks := b.Damaged && !f.newerB || f.newerA && a.End > b.End && !droppable(a, f.common)
+	return lacks && !a.Damaged && !a.Inconsistent && !b.Inconsistent && f.ok && b.End == f.common && b.Acked <= a.End
+}
+
 // Decide is the handshake decision: a pure function of what both sides
 // present. Decide(b, a) is the same verdict seen from the other side.
 func Decide(a, b Side) Verdict {
@@ -206,7 +252,7 @@ func decide(a, b Side) Verdict {
 	case a.Node == b.Node:
 		return Verdict{Rule: RuleSameNode, Why: fmt.Sprintf("both ends are node %016x: one region is a copy of the other; create a new region on one of them", a.Node)}
 	case a.Geometry != b.Geometry:
-		return Verdict{Rule: RuleGeometry, Why: fmt.Sprintf("%+v here, %+v at the peer; create one of them anew with the other's sizes", a.Geometry, b.Geometry)}
+		return Verdict{Rule: RuleGeometry, Why: fmt.Sprintf("%d bytes with a journal of %d here, %d with %d at the peer; create the region that may go anew with the other's sizes", a.Geometry.Size, a.Geometry.Journal, b.Geometry.Size, b.Geometry.Journal)}
 	}
 	blankA, blankB := a.Lineage == UUID{}, b.Lineage == UUID{}
 	switch {

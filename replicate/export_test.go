@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"encoding/json"
+	"time"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -10,22 +11,25 @@ import (
 // What a hostile peer in package replicate_test needs of the wire.
 
 const (
-	HeaderSize    = headerSize
-	TypeHello     = uint16(msgHello)
-	TypeChain     = uint16(msgChain)
-	TypeVerdict   = uint16(msgVerdict)
-	TypeFollow    = uint16(msgFollow)
-	TypeFollowed  = uint16(msgFollowed)
-	TypeJoin      = uint16(msgJoin)
-	TypeJoined    = uint16(msgJoined)
-	TypeAck       = uint16(msgAck)
-	TypeRequest   = uint16(msgBlockRequest)
-	TypeHeartbeat = uint16(msgHeartbeat)
-	TypeResend    = uint16(msgResend)
-	TypeLane      = uint16(msgLane)
-	TypeSpread    = uint16(msgSpread)
-	TypeFrame     = uint16(msgFrame)
-	TypeLast      = uint16(msgSpread)
+	HeaderSize     = headerSize
+	TypeHello      = uint16(msgHello)
+	TypeChain      = uint16(msgChain)
+	TypeVerdict    = uint16(msgVerdict)
+	TypeFollow     = uint16(msgFollow)
+	TypeFollowed   = uint16(msgFollowed)
+	TypeJoin       = uint16(msgJoin)
+	TypeJoined     = uint16(msgJoined)
+	TypeAck        = uint16(msgAck)
+	TypeRequest    = uint16(msgBlockRequest)
+	TypeHeartbeat  = uint16(msgHeartbeat)
+	TypeResend     = uint16(msgResend)
+	TypeLane       = uint16(msgLane)
+	TypeSpread     = uint16(msgSpread)
+	TypeFrame      = uint16(msgFrame)
+	TypeBlocks     = uint16(msgBlocks)
+	TypeBlocksDone = uint16(msgBlocksDone)
+	TypeBye        = uint16(msgBye)
+	TypeLast       = uint16(msgSpread)
 )
 
 type (
@@ -90,3 +94,22 @@ func QueuedAfter(n int) int {
 	}
 	return len(l.queue)
 }
+
+// QueuedAfterResends is how many pieces of seg, the log's first segment, are queued
+// when its second one was asked for again n times.
+func QueuedAfterResends(seg []byte, n int) (int, error) {
+	ring := make([]byte, 4*len(seg))
+	copy(ring, seg)
+	node := &primary{log: journal.NewLog(heap{b: ring}, 0, int64(len(ring)), 0)}
+	s := newSession(New(node, Config{Timeout: time.Second}), nil)
+	s.sent = journal.LSN(len(seg))
+	for range n {
+		if err := s.lanes.resend(MaxFrame, 0); err != nil {
+			return 0, err
+		}
+	}
+	return len(s.lanes.queue), nil
+}
+
+// LostLog is lostLog.
+func LostLog(mine, theirs Side) journal.LSN { return lostLog(mine, theirs) }

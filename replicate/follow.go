@@ -34,13 +34,14 @@ func (p *Pair) follow(s *session, v Verdict) error {
 	p.node.Committer().Release()
 
 	adopt := func(st *State) {
-		history := f.History
-		if st.Blank() || f.Full {
-			// What both had to hold another node held, or this one, which gives
-			// it up: it answers for nothing before it joins (journal.Entry.Binds).
-			history = slices.Clone(history)
-			for i := range history {
-				history[i].PeerIn = false
+		// What both had to hold another node held, or this one, which gives it up: it
+		// answers for nothing before it joins (journal.Entry.Binds), however often it
+		// is told.
+		history := slices.Clone(f.History)
+		for i, e := range history {
+			e.PeerIn = false
+			if st.Blank() || f.Full || slices.Contains(st.History, e) {
+				history[i] = e
 			}
 		}
 		st.Lineage = f.Lineage

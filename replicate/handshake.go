@@ -61,7 +61,7 @@ func (s *session) readFirst() (lane bool, err error) {
 		}
 		return true, err
 	case m.typ == msgBye:
-		return false, &ErrClosedByPeer{string(body)}
+		return false, &ErrClosedByPeer{printable(body)}
 	case m.typ != msgHello:
 		return false, &WireError{fmt.Sprintf("message type %d where %d was due", m.typ, msgHello)}
 	}
@@ -85,8 +85,8 @@ func (s *session) takeHello(body []byte) error {
 	if err := h.History.Validate(); err != nil {
 		return &WireError{err.Error()}
 	}
-	if h.Node == 0 || h.Session == 0 || h.End%journal.Align != 0 {
-		return &WireError{fmt.Sprintf("hello of node %x, session %x, LSN %d", h.Node, h.Session, h.End)}
+	if h.Node == 0 || h.Session == 0 || h.End%journal.Align != 0 || h.Acked > h.End && !h.Damaged {
+		return &WireError{fmt.Sprintf("hello of node %x, session %x, LSN %d, acknowledged up to %d", h.Node, h.Session, h.End, h.Acked)}
 	}
 	s.peer, s.nonce, s.policy = h.Side, h.Session, h.Policy
 	s.many = max(0, min(h.Lanes, s.p.cfg.Lanes, MaxLanes))
@@ -160,6 +160,29 @@ func (p *Pair) handshake(s *session) error {
 	}
 	p.noteDiffers(p.policy().differs(s.policy))
 
+	if upTo := lostLog(mine, theirs); upTo > 0 && !p.Serving() { // who serves has begun an epoch that the peer lacks
+		// Before the verdict, which may not come, and durably: until it has that log
+		// again, this node neither goes on nor is promoted without the peer.
+		if err := p.node.Lost(upTo); err != nil {
+			return err
+		}
+		return errAgain
+	}
+
+	if outdated(mine, theirs) && !p.Serving() {
+		// Durably, and before the verdict, as above.
+		var err error
+		if mine.Role == Primary && theirs.Role != Primary {
+			err = p.stepDown(false) // title and role in one step: between the two, promote would find a primary
+		} else {
+			err = p.setTitle(false)
+		}
+		if err != nil {
+			return err
+		}
+		return errAgain
+	}
+
 	common := Common(mine, theirs)
 	// Committers may be at work: the log's end and its chain are the owner's.
 	if err := p.node.Committer().Acquire(s.ctx); err != nil {
@@ -189,13 +212,16 @@ func (p *Pair) handshake(s *session) error {
 	}
 	var other verdict
 	if err := json.Unmarshal(body, &other); err != nil || other.Rule != v.Rule || other.From != v.From {
-		return &WireError{fmt.Sprintf("decided %s at LSN %d here, %s at %d there: run the same release on both nodes", v.Rule, v.From, other.Rule, other.From)}
+		return &WireError{fmt.Sprintf("decided %s at LSN %d here, %s at %d there: run the same release on both nodes", v.Rule, v.From, printable(string(other.Rule)), other.From)}
 	}
 	p.mu.Lock()
-	s.again = v.Action == Refuse && p.phase == PhaseRefused && v == p.verdict
 	p.verdict = v
 	p.mu.Unlock()
-	p.log.Log(s.level(zap.InfoLevel), "handshake", zap.String("rule", string(v.Rule)), zap.Uint64("from", uint64(v.From)),
+	level := zap.DebugLevel // a peer may shake hands and go, again and again
+	if p.news(fmt.Sprintf("handshake: %s with %x", v.Rule, theirs.Node)) {
+		level = zap.InfoLevel
+	}
+	p.log.Log(level, "handshake", zap.String("rule", string(v.Rule)), zap.Uint64("from", uint64(v.From)),
 		zap.Bool("source", v.Mine && v.Action >= Follow), zap.String("why", v.Why))
 
 	p.rival.Store(theirs.Role == Primary && !(v.Mine && v.Action == Follow)) // also until its log is followed
@@ -216,7 +242,7 @@ func (p *Pair) handshake(s *session) error {
 		if v.Mine {
 			return p.idle(s, mine, v)
 		}
-		if err := p.stepDown(); err != nil {
+		if err := p.stepDown(true); err != nil {
 			return err
 		}
 		return errAgain
@@ -252,20 +278,30 @@ func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 	asked := false // and not answered yet
 	began := mine.History.Last().Epoch.Node
 	switch {
-	case mine.Title && theirs.Title && mine.End <= v.From && (theirs.End > v.From || later(theirs, mine)):
+	case mine.Title && theirs.Title && mine.End <= v.From && (theirs.End > v.From || later(theirs, mine)),
+		mine.Title && theirs.Title && v.Rule == RuleNoPrimary && droppable(mine, v.From) && !expendable(theirs, v.From):
 		// It was taken by force, here or there. Of two that hold the same log
 		// the later epoch keeps it, else the one that holds more; of two whose
-		// logs forked an operator has to choose.
+		// logs forked the one that holds what was acknowledged, where the other's
+		// tail was not, else an operator has to choose.
 		if err := p.setTitle(false); err != nil {
 			return err
 		}
+	case mine.Title && !theirs.Title && v.Rule == RuleNoPrimary && replaces(theirs, mine):
+		// This node cannot be promoted without loss, and the other one can, once it
+		// has the title: by the next handshake, where nobody has it.
+		if err := p.setTitle(false); err != nil {
+			return err
+		}
+		return errAgain
 	case equal && mine.Title && !theirs.Title && began == mine.Node:
 		if err := p.setTitle(false); err != nil {
 			return err
 		}
 		s.sendJSON(msgJoin, join{History: mine.History, Alone: p.node.State().Alone, Title: titleTake})
 	case equal && !mine.Title && !theirs.Title && began != mine.Node && (began == theirs.Node || mine.Node < theirs.Node),
-		level && !equal && !mine.Title && !theirs.Title && later(mine, theirs):
+		level && !equal && !mine.Title && !theirs.Title && later(mine, theirs),
+		v.Rule == RuleNoPrimary && !mine.Title && !theirs.Title && replaces(mine, theirs):
 		// It was lost on its way. Both say so in one handshake: nobody has it.
 		if err := p.setTitle(true); err != nil {
 			return err
@@ -306,7 +342,7 @@ func (p *Pair) idle(s *session, mine Side, v Verdict) error {
 				}
 			}
 		case msgBye:
-			return &ErrClosedByPeer{string(body)}
+			return &ErrClosedByPeer{printable(body)}
 		case msgJoin:
 			var j join
 			if err := unmarshal(msgJoin, body, &j); err != nil {

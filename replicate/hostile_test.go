@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/nvmmirror/nvmmirror"
 	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate"
@@ -204,6 +206,7 @@ type victim struct {
 	t     testing.TB
 	path  string
 	loss  nvmmirror.OnPeerLoss
+	log   *zap.Logger // nil: none
 	stage *stage
 	*nvmmirror.Volume
 }
@@ -233,7 +236,7 @@ func (v *victim) open() {
 	v.t.Helper()
 	v.stage = newStage()
 	var err error
-	v.Volume, err = nvmmirror.Open(v.path, nvmmirror.Options{OnPeerLoss: v.loss, Peer: &nvmmirror.Peer{
+	v.Volume, err = nvmmirror.Open(v.path, nvmmirror.Options{OnPeerLoss: v.loss, Logger: v.log, Peer: &nvmmirror.Peer{
 		Listen: "127.0.0.1:1", Address: "127.0.0.1:2", Timeout: 100 * time.Millisecond, Transport: v.stage,
 	}})
 	if err != nil {

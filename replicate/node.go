@@ -31,8 +31,11 @@ type Node interface {
 	// Applied is the LSN up to which the data holds the log.
 	Applied() journal.LSN
 	// Damaged reports whether recovery found log missing below what was
-	// acknowledged, and it has not been brought back since.
+	// acknowledged, or the peer held it, and it has not been brought back since.
 	Damaged() bool
+	// Lost notes durably that log up to an LSN beyond this node's end was, or may
+	// have been, acknowledged: it is damaged until that is brought back.
+	Lost(upTo journal.LSN) error
 	// AcceptLoss gives up the log that is damaged, as an operator forced it, and
 	// starts the log over beyond its ring. f, which begins an epoch where the
 	// damage does, becomes durable with it. The caller has the role.
@@ -48,7 +51,9 @@ type Node interface {
 
 	// ReadBlocks reads len(info) blocks from first on into dst, and what the
 	// table says of each into info. applied is the LSN of what was read. A
-	// block that fails its checksum is an error.
+	// block that fails its checksum is an error, and the last that info and applied
+	// tell of: zero, unless it counts as damaged only because it was unverified and
+	// differed from the peer's.
 	ReadBlocks(first int64, dst []byte, info []BlockInfo) (applied journal.LSN, err error)
 	// StartCopy makes r durable with the state that f leaves, then starts
 	// the log over at r.Fork.
@@ -59,8 +64,9 @@ type Node interface {
 	// FinishCopy makes durable what was copied and applied, then clears the
 	// record.
 	FinishCopy() error
-	// Repaired is the peer's answer to Pair.RequestBlock, or why there is none.
-	// It does not keep data.
+	// Repaired is the peer's answer to Pair.RequestBlock, or why there is none. Where
+	// the peer's block counts as damaged only because it was unverified and differed
+	// from the one here, info tells of it, else it is zero. It does not keep data.
 	Repaired(block int64, data []byte, info BlockInfo, applied journal.LSN, err error)
 }
 

@@ -9,8 +9,9 @@
 // changes the node's role. A dial has a goroutine, which run joins. The accept
 // loop has a few, each of which reads a connection's first message before it
 // offers the connection; it joins them. A session's lanes have one each, and one
-// that dials them, which the session joins. The committers of a primary in sync
-// drive its session themselves.
+// that dials them, which the session joins. A demotion that waits for the peer has
+// one, which ends with that wait. The committers of a primary in sync drive its
+// session themselves.
 //
 // # What always holds
 //
@@ -108,8 +109,8 @@ type Pair struct {
 	fresh     bool                 // a primary that has not minted an epoch since it started
 	sessions  int                  // so far
 	unsound   journal.LSN          // log below is not sent: it is damaged here
-	lost      time.Duration        // by now(); when the peer was last heard of
-	told      []string             // why it cannot be reached, as logged since then, without figures
+	lost      time.Duration        // by now(); when a peer that had joined was last heard of
+	told      []string             // handshakes, and without figures why it cannot be reached or sessions end, as logged since one worked
 
 	mu      sync.Mutex
 	phase   Phase
@@ -224,12 +225,4 @@ func (p *Pair) Close() {
 	}
 	p.wg.Wait()
 	p.failRepairs()
-}
-
-// Addr is where the node listens; the zero AddrPort where it is standalone.
-func (p *Pair) Addr() netip.AddrPort {
-	if p.ln == nil {
-		return netip.AddrPort{}
-	}
-	return p.ln.Addr()
 }

@@ -96,6 +96,7 @@ func (p *Pair) pinFrom(s *session, v Verdict, c *copier) (follow, error) {
 		c.start(p.node.Geometry().Size)
 	}
 	f.Chain = chain
+	s.past, s.pastEnd = st.History, log.End()
 	p.pin.Store(uint64(f.From))
 	return f, nil
 }
@@ -158,10 +159,11 @@ func (p *Pair) shipSome(s *session, c *copier) error {
 	return s.conn.Wait(len(s.pending) > 0, s.rest(now))
 }
 
-// takeAnswers takes in what the follower sent.
+// takeAnswers takes in what the follower sent, no more of it once too much waits
+// to be sent in answer.
 func (p *Pair) takeAnswers(s *session) (taken bool, err error) {
 	var m message
-	for range 64 { // a peer can talk without end
+	for looks := 0; looks < 64 && len(s.ctl) <= maxQueued; looks++ { // a peer can talk without end
 		n, err := s.receive()
 		if err != nil {
 			return taken, err
@@ -205,7 +207,7 @@ func (p *Pair) answer(s *session, m *message, body []byte) error {
 	case msgBlocks, msgBlockMissing:
 		return p.takeRepair(m, body)
 	case msgBye:
-		return &ErrClosedByPeer{string(body)}
+		return &ErrClosedByPeer{printable(body)}
 	default:
 		return &WireError{fmt.Sprintf("message type %d from a follower", m.typ)}
 	}
@@ -329,6 +331,7 @@ func (p *Pair) join(s *session) error {
 	if !p.cfg.Async {
 		p.insync.Store(s)
 	}
+	s.joined = true
 	p.setPhase(PhaseInSync, "")
 	p.log.Info("in sync", zap.Uint64("lsn", uint64(end)), zap.Stringer("epoch", st.History.Last().Epoch))
 	return nil
@@ -416,6 +419,7 @@ func (p *Pair) handOver(s *session, v Verdict) error {
 	}
 	s.sent, s.acked, s.peerCkpt = v.From, v.From, s.peer.Applied
 	s.sendEnd = p.node.Log().End()
+	s.past, s.pastEnd = p.node.State().History, s.sendEnd
 	for s.acked < p.node.Log().End() {
 		if err := p.shipSome(s, &copier{done: true}); err != nil {
 			return err

@@ -46,15 +46,16 @@ type receiver struct {
 	segNext journal.LSN // where its next piece goes; 0: none under way
 	segCRC  uint32      // of the body so far
 
-	length   int    // of the last segment that was its own frame: the next is likely as long
-	body     []byte // of a message; no one keeps it
-	history  journal.History
-	skipping bool // a checksum failed: ignore everything until log from end on
-	copyEnd  journal.LSN
-	ended    bool // the source has sent all blocks; they hold the log up to copyEnd
-	ackDue   bool
-	ckpt     journal.LSN // the checkpoint that was acknowledged last
-	hint     journal.LSN // acknowledged by all, as the primary said last
+	length    int    // of the last segment that was its own frame: the next is likely as long
+	body      []byte // of a message; no one keeps it
+	history   journal.History
+	skipping  bool  // a checksum failed: ignore everything until log from end on
+	nextBlock int64 // to come in a full copy, which has all of them in order
+	copyEnd   journal.LSN
+	ended     bool // the source has sent all blocks; they hold the log up to copyEnd
+	ackDue    bool
+	ckpt      journal.LSN // the checkpoint that was acknowledged last
+	hint      journal.LSN // acknowledged by all, as the primary said last
 }
 
 func (r *receiver) run() (err error) {

@@ -49,6 +49,9 @@ func (r *receiver) message() error {
 		if !r.full {
 			return &WireError{"the end of a full copy that was not begun"}
 		}
+		if total := r.p.node.Geometry().Size / BlockSize; r.nextBlock != total {
+			return &WireError{fmt.Sprintf("the end of a full copy at block %d of %d", r.nextBlock, total)}
+		}
 		r.copyEnd, r.ended = journal.LSN(m.a), true
 		return nil
 	case msgBlockRequest:
@@ -57,7 +60,7 @@ func (r *receiver) message() error {
 	case msgBlockMissing:
 		return r.p.takeRepair(&m, body)
 	case msgBye:
-		return &ErrClosedByPeer{string(body)}
+		return &ErrClosedByPeer{printable(body)}
 	}
 	return &WireError{fmt.Sprintf("message type %d from a primary", m.typ)}
 }
@@ -133,6 +136,9 @@ func (r *receiver) blocks(m *message, body []byte) error {
 	if n == 0 || n > blocksPerMessage || uint64(n) != m.b || n*(blockInfoSize+BlockSize) != int(m.length) || m.a >= total || uint64(n) > total-m.a {
 		return &WireError{fmt.Sprintf("%d blocks from %d on in %d bytes", m.b, m.a, m.length)}
 	}
+	if int64(m.a) != r.nextBlock { // what is left out would be zeros, with checksums that match
+		return &WireError{fmt.Sprintf("block %d of a full copy where %d comes next", m.a, r.nextBlock)}
+	}
 	info := make([]BlockInfo, n)
 	data := body[n*blockInfoSize:]
 	for i := range info {
@@ -144,7 +150,8 @@ func (r *receiver) blocks(m *message, body []byte) error {
 	if err := r.p.node.CopyBlocks(int64(m.a), data, info); err != nil {
 		return err
 	}
-	r.p.copied.Store(int64(m.a+uint64(n)) * BlockSize)
+	r.nextBlock += int64(n)
+	r.p.copied.Store(r.nextBlock * BlockSize)
 	return nil
 }
 
@@ -196,6 +203,7 @@ func (r *receiver) join(body []byte) error {
 		return err
 	}
 	r.history = j.History
+	r.s.joined = true
 	r.p.setPhase(PhaseInSync, "")
 	r.p.log.Info("in sync", zap.Uint64("lsn", uint64(r.end)), zap.Stringer("epoch", last.Epoch), zap.Bool("title", r.p.node.State().Title))
 	r.p.lastAnswer.Store(int64(r.p.now()))

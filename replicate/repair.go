@@ -77,12 +77,17 @@ func (p *Pair) repairing() bool {
 	return len(p.asked) > 0
 }
 
-// sendRepairRequests queues what RequestBlock asked for.
+// mostAsked is how many blocks are asked for at a time: a quarter of the answers that
+// the peer lets wait to be sent.
+const mostAsked = maxQueued / 4 / (blockInfoSize + BlockSize)
+
+// sendRepairRequests queues some of what RequestBlock asked for.
 func (p *Pair) sendRepairRequests(s *session) {
 	p.mu.Lock()
-	wanted := p.wanted
+	n := min(len(p.wanted), max(0, mostAsked-len(p.asked)))
+	wanted := p.wanted[:n:n]
 	p.asked = append(p.asked, wanted...)
-	p.wanted = nil
+	p.wanted = p.wanted[n:]
 	p.mu.Unlock()
 	for _, b := range wanted {
 		s.send(message{typ: msgBlockRequest, a: uint64(b)}, nil)
@@ -110,7 +115,11 @@ func (p *Pair) sendBlock(s *session, block uint64) {
 	buf := make([]byte, blockInfoSize+BlockSize)
 	applied, err := p.node.ReadBlocks(int64(block), buf[blockInfoSize:], info[:])
 	if err != nil {
-		s.send(message{typ: msgBlockMissing, a: block}, []byte(err.Error()))
+		m, body := message{typ: msgBlockMissing, a: block, c: uint64(applied)}, []byte(nil)
+		if info[0] != (BlockInfo{}) {
+			m.b, body = 1, putBlockInfo(make([]byte, blockInfoSize), info[0])
+		}
+		s.send(m, append(body, err.Error()...))
 		return
 	}
 	putBlockInfo(buf, info[0])
@@ -123,9 +132,16 @@ func (p *Pair) takeRepair(m *message, body []byte) error {
 	if i := slices.Index(p.asked, int64(m.a)); i >= 0 {
 		p.asked = slices.Delete(p.asked, i, i+1)
 	}
+	if len(p.wanted) > 0 {
+		p.poke() // there is room for more
+	}
 	p.mu.Unlock()
 	if m.typ == msgBlockMissing {
-		p.node.Repaired(int64(m.a), nil, BlockInfo{}, 0, fmt.Errorf("the peer cannot help: %s", body))
+		var info BlockInfo
+		if m.b == 1 && len(body) >= blockInfoSize {
+			info, body = getBlockInfo(body), body[blockInfoSize:]
+		}
+		p.node.Repaired(int64(m.a), nil, info, journal.LSN(m.c), fmt.Errorf("the peer cannot help: %s", printable(body)))
 		return nil
 	}
 	if m.b != 1 || len(body) != blockInfoSize+BlockSize || m.a >= uint64(p.node.Geometry().Size/BlockSize) {

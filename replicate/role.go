@@ -2,6 +2,8 @@ package replicate
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -17,9 +19,14 @@ type RefusedError struct{ Why string }
 
 func (e *RefusedError) Error() string { return "refused: " + e.Why }
 
-// nextEpoch is above every epoch that this node has seen.
+// nextEpoch is above every epoch that this node has seen, by up to 2²⁴, at random: were
+// an older copy of its region to go on, and to name its log as this node named its own,
+// the handshake would take two logs for one.
 func (p *Pair) nextEpoch(st *State) journal.Epoch {
-	return journal.Epoch{Counter: st.History.Last().Epoch.Counter + 1, Node: st.Node}
+	var b [4]byte
+	rand.Read(b[:]) // never fails: crypto/rand
+	step := binary.LittleEndian.Uint32(b[:])>>8 + 1
+	return journal.Epoch{Counter: st.History.Last().Epoch.Counter + uint64(step), Node: st.Node}
 }
 
 // mint begins an epoch at the log's end. The caller has the role.
@@ -236,7 +243,7 @@ func (p *Pair) Promote(ctx context.Context, force bool) error {
 				if err := p.promotable(force); err != nil || p.node.State().Role == Primary {
 					return err
 				}
-				return p.becomePrimary()
+				return p.becomePrimary(ctx)
 			})
 		}
 		if p.now()-start > p.cfg.Timeout || !p.connected() || !wait(ctx, p.cfg.Timeout/200) {
@@ -258,7 +265,7 @@ func (p *Pair) promotable(force bool) error {
 	case !st.Title:
 		return &RefusedError{"this node does not hold the title, so the other may have acknowledged what is not here; promote that one, or, where it is down for good or its region is a new one, use force"}
 	case p.primaryAlive():
-		return &RefusedError{"the peer is primary and connected; demote it first"}
+		return &RefusedError{"the peer is primary and connected; demote it first, or, where the handshake is refused, settle whose data is to stay"}
 	}
 	return nil
 }
@@ -274,10 +281,14 @@ func (p *Pair) connected() bool {
 	return p.phase != PhaseLost && p.phase != PhaseNone && p.phase != PhaseRefused
 }
 
-// primaryAlive reports whether a session with a primary peer is up.
+// primaryAlive reports whether a session with a primary peer is up, or was refused just
+// now where that peer may serve.
 func (p *Pair) primaryAlive() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.phase == PhaseRefused {
+		return p.rival.Load() && p.verdict.Rule != RuleUnrepairable
+	}
 	return (p.phase == PhaseInSync || p.phase == PhaseCatchUp || p.phase == PhaseResync) && !p.verdict.Mine
 }
 
@@ -285,13 +296,13 @@ func (p *Pair) primaryAlive() bool {
 // left the beginning of the volume to it: in their session, see idle. It is not
 // settled where the node is blank no more.
 func (p *Pair) promoteBlank(ctx context.Context) (settled bool, err error) {
-	c := &call{f: p.becomePrimary, done: make(chan error, 1)}
+	c := &call{f: func() error { return p.becomePrimary(p.ctx) }, done: make(chan error, 1)}
 	if !p.claim.CompareAndSwap(nil, c) {
 		return true, errors.New("another promotion of this node is under way")
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second+2*p.heartbeat)
+	long, cancel := context.WithTimeout(ctx, 10*time.Second+2*p.heartbeat)
 	defer cancel()
-	for blank := true; blank && p.cfg.Transport != nil && p.ctx.Err() == nil && wait(ctx, 20*time.Millisecond); {
+	for blank := true; blank && p.cfg.Transport != nil && p.ctx.Err() == nil && wait(long, 20*time.Millisecond); {
 		st := p.node.State()
 		blank = st.Blank()
 	}
@@ -304,17 +315,28 @@ func (p *Pair) promoteBlank(ctx context.Context) (settled bool, err error) {
 	if p.ctx.Err() != nil {
 		return true, errors.New("the node is being closed")
 	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return true, ctx.Err() // given up; where its time is over, this says why
+	}
 	p.mu.Lock()
 	reason := string(p.phase) + ": " + p.reason
 	p.mu.Unlock()
 	return true, &RefusedError{"this node is blank, and no equally blank peer is connected (" + reason + "); if it is to start a volume of its own, use force"}
 }
 
+// stall is how late a timer is where the process was stopped, and not just busy.
+const stall = 100 * time.Millisecond
+
 // becomePrimary runs between sessions, or in one in which nothing is shipped:
 // no receiver is at work. The order is what makes it safe: the old primary's
 // reads have ended before this node is durably the primary, since a restart
 // serves what the region says at once; and that is durable before it serves.
-func (p *Pair) becomePrimary() error {
+//
+// Where ctx ends before the old primary's lease has, the node stays what it is.
+func (p *Pair) becomePrimary(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.ctx, cancel)()
 	c := p.node.Committer()
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
@@ -325,8 +347,13 @@ func (p *Pair) becomePrimary() error {
 		// A tenth more than the lease: the bound on how much faster this
 		// clock may run than the other's.
 		quiet := max(p.started, time.Duration(p.lastAnswer.Load())) + st.Lease + st.Lease/10
-		wait(p.ctx, quiet-p.now())
-		err = p.ctx.Err()
+		if d := quiet - p.now(); d > 0 {
+			wait(ctx, d)
+			if p.now() > quiet+stall { // stopped meanwhile: whether the caller is still there may come late too
+				wait(ctx, stall)
+			}
+		}
+		err = ctx.Err()
 	}
 	if err == nil {
 		err = p.mint(false, func(st *State) {
@@ -364,10 +391,12 @@ func (p *Pair) Demote(ctx context.Context) error {
 	c.Close(&ErrNotPrimary{}, nil)
 	err := p.drain(ctx)
 	if err == nil {
-		err = p.stepDownLocked()
+		err = p.stepDownLocked(true)
 	}
 	if err != nil {
-		err = errors.Join(err, p.serve())
+		if e := p.serve(); e != nil && !errors.Is(err, e) {
+			err = errors.Join(err, e)
+		}
 	}
 	c.Release()
 	if err != nil {
@@ -403,6 +432,8 @@ func (p *Pair) drain(ctx context.Context) error {
 	for err == nil && p.ackedHint() < p.node.Log().End() { // async: it lags behind
 		if s.conn.Wake(); !wait(ctx, p.heartbeat/100) {
 			err = ctx.Err()
+		} else if err = p.node.Failed(); err != nil { // then nobody watches over the session
+			return err
 		}
 	}
 	if err != nil {
@@ -411,18 +442,23 @@ func (p *Pair) drain(ctx context.Context) error {
 	return err
 }
 
-// stepDown gives up a role that the peer has gone beyond.
-func (p *Pair) stepDown() error {
+// stepDown gives up a role that the peer has gone beyond, and the title as well unless
+// it is to be kept.
+func (p *Pair) stepDown(keepTitle bool) error {
 	c := p.node.Committer()
 	if err := c.Acquire(p.ctx); err != nil {
 		return err
 	}
 	defer c.Release()
-	return p.stepDownLocked()
+	return p.stepDownLocked(keepTitle)
 }
 
-func (p *Pair) stepDownLocked() error {
-	if err := p.node.Update(func(st *State) error { st.Role = Secondary; return nil }); err != nil {
+func (p *Pair) stepDownLocked(keepTitle bool) error {
+	acked := p.Acked() // for the peer, where it has lost any of it since
+	if err := p.node.Update(func(st *State) error {
+		st.Role, st.Acked, st.Title = Secondary, max(st.Acked, acked), st.Title && keepTitle
+		return nil
+	}); err != nil {
 		return err
 	}
 	p.mode.Store(&mode{role: Secondary})

@@ -10,9 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
@@ -37,7 +34,6 @@ type session struct {
 	lanes  lanes
 
 	dialed      bool        // by this end
-	again       bool        // refused once more, as it was before
 	established atomic.Bool // the peer has answered: it knows of this session
 
 	// Receiving: bytes [r, w) of stage arrived and were not consumed.
@@ -50,19 +46,22 @@ type session struct {
 	ctl      []byte    // messages to send
 	ctlOut   []byte    // messages in pending
 	frame    [headerSize]byte
-	sent     journal.LSN // log is in pending up to here
-	segStart journal.LSN // of a long segment, while segEnd is set
-	segEnd   journal.LSN // sent lies inside a long segment that ends here
-	reread   journal.LSN // sums of log below are taken anew: it was asked for again
-	acked    journal.LSN // the peer has persisted up to here
-	peerCkpt journal.LSN // the peer's checkpoint
-	sendEnd  journal.LSN // do not send from here on
+	sent     journal.LSN     // log is in pending up to here
+	segStart journal.LSN     // of a long segment, while segEnd is set
+	segEnd   journal.LSN     // sent lies inside a long segment that ends here
+	reread   journal.LSN     // sums of log below are taken anew: it was asked for again
+	acked    journal.LSN     // the peer has persisted up to here
+	peerCkpt journal.LSN     // the peer's checkpoint
+	sendEnd  journal.LSN     // do not send from here on
+	past     journal.History // of the log that was there when the session began, up to pastEnd
+	pastEnd  journal.LSN
 
 	heard   time.Duration // when something arrived, as far as was looked
 	active  bool          // something arrived since
 	beat    time.Duration // when the last heartbeat left, or the answer to one
 	answers bool          // this end follows: it acknowledges the peer's heartbeats
 	echo    uint64        // the peer's latest heartbeat clock, to echo
+	joined  bool          // it came into sync
 	copied  bool          // the peer said that its full copy is whole
 	due     atomic.Bool   // housekeeping is due
 	failure atomic.Pointer[error]
@@ -83,15 +82,6 @@ func newSession(p *Pair, conn transport.Conn) *session {
 	s := &session{p: p, conn: conn, stage: make([]byte, stageSize), heard: p.now(), failed: make(chan struct{})}
 	s.lanes.s, s.lanes.changed.L = s, &s.lanes.mu
 	return s
-}
-
-// level is the level of what is logged of the session: what a refusal repeats is
-// not said again.
-func (s *session) level(l zapcore.Level) zapcore.Level {
-	if s.again {
-		return zap.DebugLevel
-	}
-	return l
 }
 
 // fail ends the session with its first error.
@@ -232,7 +222,7 @@ func (s *session) readMessage(want messageType) (m message, body []byte, err err
 			return m, body, nil
 		case msgHeartbeat, msgAck:
 		case msgBye:
-			return m, nil, &ErrClosedByPeer{string(body)}
+			return m, nil, &ErrClosedByPeer{printable(body)}
 		default:
 			return m, nil, &WireError{fmt.Sprintf("message type %d where %d was due", m.typ, want)}
 		}
@@ -328,7 +318,7 @@ func (s *session) lastWord() error {
 		case err != nil:
 			return nil
 		case ok && m.typ == msgBye:
-			return &ErrClosedByPeer{string(body)}
+			return &ErrClosedByPeer{printable(body)}
 		case ok:
 			continue
 		}
@@ -340,7 +330,7 @@ func (s *session) lastWord() error {
 	return nil
 }
 
-func putBlockInfo(b []byte, i BlockInfo) {
+func putBlockInfo(b []byte, i BlockInfo) []byte {
 	binary.LittleEndian.PutUint64(b, uint64(i.LSN))
 	binary.LittleEndian.PutUint32(b[8:], i.CRC)
 	var flags uint32
@@ -348,6 +338,7 @@ func putBlockInfo(b []byte, i BlockInfo) {
 		flags = blockUnverified
 	}
 	binary.LittleEndian.PutUint32(b[12:], flags)
+	return b
 }
 
 func getBlockInfo(b []byte) BlockInfo {

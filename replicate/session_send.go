@@ -129,6 +129,11 @@ func (s *session) stageLog(end journal.LSN) (err error) {
 		if err := ring.Header(s.sent, &h); err != nil {
 			return &OwnCopyError{s.sent, err}
 		}
+		if s.sent < s.pastEnd { // a full copy leaves below its start what was dropped since
+			if e, ok := s.past.At(s.sent); !ok || e.Epoch != h.Epoch {
+				return &OwnCopyError{s.sent, fmt.Errorf("a segment of epoch %v, the history says %v", h.Epoch, e.Epoch)}
+			}
+		}
 		if h.End() > s.sendEnd {
 			break // the peer's ring has room for a part of it
 		}

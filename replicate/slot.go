@@ -26,6 +26,7 @@ const dialTime = 2 * time.Second
 // nothing but a peer that speaks the protocol can end a session.
 func (p *Pair) accept() {
 	slots := make(chan struct{}, 4)
+	var refused refusals
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
@@ -57,7 +58,9 @@ func (p *Pair) accept() {
 				return
 			}
 			if err != nil {
-				p.log.Warn("connection refused", zap.Stringer("from", conn.RemoteAddr()), zap.Error(err))
+				if before, due := refused.add(p.now(), err.Error()); due {
+					p.log.Warn("connection refused", zap.Stringer("from", conn.RemoteAddr()), zap.Error(err), zap.Int("unlogged", before))
+				}
 				p.noteReason(err.Error())
 				conn.Close()
 				return
@@ -69,6 +72,32 @@ func (p *Pair) accept() {
 			}
 		})
 	}
+}
+
+// refusals lets one refused connection a second be logged, and one a minute for the
+// same reason: over plain, whoever has the peer's address could fill the log.
+type refusals struct {
+	mu    sync.Mutex
+	last  string        // the reason that was logged last, without figures; "": none was
+	at    time.Duration // when
+	quiet int           // how many were not logged since
+}
+
+func (r *refusals) add(now time.Duration, reason string) (quiet int, due bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	reason = withoutFigures(reason)
+	pause := time.Second
+	if reason == r.last {
+		pause = time.Minute
+	}
+	if r.last != "" && now < r.at+pause {
+		r.quiet++
+		return 0, false
+	}
+	quiet, r.quiet = r.quiet, 0
+	r.last, r.at = reason, now
+	return quiet, true
 }
 
 // call is work for the run goroutine, between sessions.
@@ -96,7 +125,7 @@ func (p *Pair) run() {
 	for p.ctx.Err() == nil {
 		start := p.now()
 		s, err := p.connect(backoff)
-		if next := p.longer(backoff); err != nil && p.now()-start < next {
+		if next := p.longer(backoff); err != nil && p.now()-start < next+p.headStart() {
 			backoff = next // it failed at once: refused, unreachable
 		}
 		for s != nil {
@@ -137,9 +166,7 @@ func (p *Pair) connect(delay time.Duration) (*session, error) {
 	}
 	dialed := make(chan result, 1)
 	if p.cfg.Transport != nil {
-		if !p.firstToDial() {
-			delay += min(p.cfg.Timeout, dialTime) / 10
-		}
+		delay += p.headStart()
 		p.wg.Go(func() {
 			if !wait(ctx, delay) {
 				dialed <- result{nil, ctx.Err()}
@@ -209,10 +236,30 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// firstToDial reports whether this end's own connection wins over one that
-// the peer makes at the same time. The ends' addresses settle it the same way
-// on both sides.
-func (p *Pair) firstToDial() bool { return p.cfg.Listen.Compare(p.cfg.Peer) < 0 }
+// firstToDial reports whether this end dials at once, where both find each other
+// gone at the same time.
+func (p *Pair) firstToDial() bool { return p.before(p.node.State().Peer) }
+
+// headStart is how much longer this end waits than the other before it dials.
+func (p *Pair) headStart() time.Duration {
+	if p.firstToDial() {
+		return 0
+	}
+	return min(p.cfg.Timeout, dialTime) / 10
+}
+
+// wins reports whether this end's own connection wins over one that the peer has
+// made at the same time.
+func (p *Pair) wins(o *session) bool { return p.before(o.peer.Node) }
+
+// before orders the two ends in the same way on both: by their node ids. Where the
+// peer's is not known yet, their addresses do, unless they are translated on the way.
+func (p *Pair) before(peer uint64) bool {
+	if mine := p.node.State().Node; peer != 0 && peer != mine {
+		return mine < peer
+	}
+	return p.cfg.Listen.Compare(p.cfg.Peer) < 0
+}
 
 // supervise runs a session to its end. A connection that the peer makes
 // meanwhile replaces it, and is returned: the peer dials only where it has no
@@ -228,13 +275,16 @@ func (p *Pair) supervise(s *session) (next *session, err error) {
 	if p.sessions++; p.sessions > 1 {
 		p.counters.Reconnects.Add(1)
 	}
-	done := make(chan error, 1)
+	done, began := make(chan error, 1), p.now()
 	p.wg.Go(func() { done <- p.session(s) })
 	var work *call
 	for {
 		select {
 		case err = <-done:
 			s.conn.Close()
+			if s.joined || s.established.Load() && p.now()-began > p.cfg.Timeout {
+				p.told = nil // it worked: why it ended is news
+			}
 			p.ended(s, err)
 			if work != nil {
 				work.done <- work.f()
@@ -242,7 +292,7 @@ func (p *Pair) supervise(s *session) (next *session, err error) {
 			}
 			return next, err
 		case o := <-p.offers:
-			if !s.established.Load() && s.dialed && p.firstToDial() || next != nil || work != nil {
+			if !s.established.Load() && s.dialed && p.wins(o) || next != nil || work != nil {
 				o.conn.Close()
 				continue
 			}
@@ -272,13 +322,12 @@ func (p *Pair) ended(s *session, err error) {
 	p.mu.Unlock()
 	p.unpin()
 	p.failRepairs()
-	if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, context.Canceled) {
-		p.log.Log(s.level(zap.WarnLevel), "session ended", zap.Stringer("peer", s.conn.RemoteAddr()), zap.Error(err))
-	}
-	if !refused { // who is refused is no peer that was heard
+	if s.joined { // who has not joined protects nothing
 		p.lost = s.heard
 	}
-	p.told = nil
+	if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, context.Canceled) && p.tell(err.Error()) {
+		p.log.Warn("session ended", zap.Stringer("peer", s.conn.RemoteAddr()), zap.Error(err))
+	}
 	p.sessionEnded.Store(int64(p.now()))
 }
 
@@ -308,8 +357,8 @@ func (p *Pair) noteReason(r string) {
 }
 
 // notePeerLost says why no connection comes about. The log has each reason once
-// until there is a connection: which counters rise, and by how much, differs
-// from one attempt to the next.
+// until a session has worked: which counters rise, and by how much, differs from one
+// attempt to the next.
 func (p *Pair) notePeerLost(err error) {
 	reason := fmt.Sprintf("cannot reach the peer: %v", err)
 	var dial *transport.DialError
@@ -324,13 +373,25 @@ func (p *Pair) notePeerLost(err error) {
 		p.phase, p.reason = PhaseLost, reason
 	}
 	p.mu.Unlock()
-	if same := withoutFigures(reason); !slices.Contains(p.told, same) {
-		if len(p.told) == 16 { // whatever a peer makes up
-			p.told = nil
-		}
-		p.told = append(p.told, same)
+	if p.tell(reason) {
 		p.log.Warn("peer lost", zap.String("reason", reason))
 	}
+}
+
+// tell reports whether the log does not have a reason yet, figures aside, since a
+// session has worked.
+func (p *Pair) tell(reason string) bool { return p.news(withoutFigures(reason)) }
+
+// news is tell of what differs also by its figures.
+func (p *Pair) news(what string) bool {
+	if slices.Contains(p.told, what) {
+		return false
+	}
+	if len(p.told) == 16 { // whatever a peer makes up
+		p.told = nil
+	}
+	p.told = append(p.told, what)
+	return true
 }
 
 // withoutFigures is what stays the same while counters in a reason grow.

@@ -25,6 +25,7 @@ type primary struct {
 	st  State
 }
 
+func (n *primary) Memory() pmem.Memory               { return heap{} }
 func (n *primary) State() State                      { return n.st }
 func (n *primary) Update(f func(*State) error) error { return f(&n.st) }
 func (n *primary) Log() *journal.Log                 { return n.log }
@@ -60,7 +61,7 @@ func TestStepDownAcknowledgesNothing(t *testing.T) {
 		}
 	}()
 	for range 1_000_000 {
-		if err := p.stepDownLocked(); err != nil {
+		if err := p.stepDownLocked(true); err != nil {
 			t.Fatal(err)
 		}
 		primaryAgain()

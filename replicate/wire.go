@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -87,7 +89,9 @@ const (
 	msgBlocksDone
 	// msgBlockRequest {a: block}.
 	msgBlockRequest
-	// msgBlockMissing {a: block}: the sender cannot help; body: why.
+	// msgBlockMissing {a: block, b: 1 where the body begins with what msgBlocks says of
+	// a block: it differs from the receiver's, and neither was verified since a crash,
+	// c: LSN of the sender's data}: the sender cannot help; body: why.
 	msgBlockMissing
 	// msgBye {body: text}: the sender ends the session, and why.
 	msgBye
@@ -240,7 +244,19 @@ type verdict struct {
 
 func unmarshal(typ messageType, body []byte, v any) error {
 	if err := json.Unmarshal(body, v); err != nil {
-		return &WireError{fmt.Sprintf("body of message type %d: %v", typ, err)}
+		return &WireError{fmt.Sprintf("body of message type %d: %s", typ, printable(err.Error()))} // it quotes the body
 	}
 	return nil
+}
+
+// printable is a text of the peer's for logs, status and terminals: it may hold
+// whatever fits into a message.
+func printable[T string | []byte](text T) string {
+	const most = 2 << 10
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || !unicode.IsPrint(r) { // also what is no UTF-8
+			return '?'
+		}
+		return r
+	}, string(text[:min(len(text), most)]))
 }

@@ -49,8 +49,12 @@ func benchContext(cmd *cobra.Command) (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(cmd.Context(), unix.SIGHUP)
 }
 
-// benchError makes an option that was refused one of usage.
-func benchError(err error) error {
+// benchError is the command's error. An option that was refused is one of usage; what
+// fails once ctx has ended follows from that.
+func benchError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
 	var option *bench.OptionError
 	if errors.As(err, &option) {
 		return usageErrorf("--%v", err)

@@ -47,7 +47,7 @@ is removed again.`,
 		defer stop()
 		r, err := bench.Commit(ctx, o)
 		if err != nil {
-			return benchError(err)
+			return benchError(ctx, err)
 		}
 		if out.json() {
 			return printJSON(cmd.OutOrStdout(), r)

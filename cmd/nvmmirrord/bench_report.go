@@ -80,6 +80,9 @@ in DIR.`,
 			o.Transports = of
 			o.Pairs = slices.DeleteFunc(o.Pairs, func(t bench.Transport) bool { return !slices.Contains(of, t) })
 		}
+		if !o.Loopback && len(o.MTUs)+len(o.Pairs) == 0 {
+			return usageErrorf("--parts and --transports leave nothing to measure here")
+		}
 		// Minutes of measuring are not lost to a directory that cannot be had.
 		if err := report.Prepare(dir); err != nil {
 			return err
@@ -91,7 +94,7 @@ in DIR.`,
 		r, err := report.Run(ctx, o, left)
 		end()
 		if err != nil {
-			return benchError(err)
+			return benchError(ctx, err)
 		}
 		if err := r.Write(dir); err != nil {
 			return err

@@ -54,7 +54,10 @@ their own with a veth between them, at each --mtu.`,
 			return err
 		}
 		if server {
-			return bench.ServeWire(cmd.Context(), address, cmd.OutOrStdout())
+			if err := bench.ServeWire(cmd.Context(), address, cmd.OutOrStdout()); err != nil {
+				return benchError(cmd.Context(), err)
+			}
+			return nil
 		}
 		o.Verify, o.Placement = bench.Verify(verify), bench.Placement(placement)
 		if !apart {
@@ -79,7 +82,7 @@ their own with a veth between them, at each --mtu.`,
 		}
 		// What does not fit is known before a bar is shown.
 		if err := o.Check(); err != nil {
-			return benchError(err)
+			return benchError(cmd.Context(), err)
 		}
 		progress, end := benchProgress(cmd.Context(), cmd.ErrOrStderr())
 		// Each measurement takes as long, so that is the unit.
@@ -89,7 +92,7 @@ their own with a veth between them, at each --mtu.`,
 		r, err := bench.Wire(cmd.Context(), o)
 		end()
 		if err != nil {
-			return benchError(err)
+			return benchError(cmd.Context(), err)
 		}
 		if out.json() {
 			return printJSON(cmd.OutOrStdout(), r)

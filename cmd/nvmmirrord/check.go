@@ -39,7 +39,7 @@ it could not be checked, as when it is in use.`,
 		case err != nil:
 			return err
 		case r.Damaged:
-			return damageErrorf("%s: damage found: its peer repairs journal and blocks once both are served; what is said to be beyond that, restore or create anew", r.Path)
+			return damageErrorf("%s: damage found: once both nodes are served the peer repairs the journal, and each block within a day, or as soon as it is read or changed; what is beyond repair, restore or create anew", r.Path)
 		case r.Verdict != nvmmirror.Sound:
 			return damageErrorf("%s: inconsistent: serve it with its peer, which copies to it anew; without the peer its blocks are a mixture of old and new", r.Path)
 		}

@@ -11,10 +11,19 @@ import (
 
 // withClient makes a command one that talks to a daemon.
 func withClient(cmd *cobra.Command, run func(cmd *cobra.Command, c *admin.Client) error) *cobra.Command {
+	return clientCommand(cmd, admin.FindSocket, run)
+}
+
+// toChange is withClient of a command that changes something.
+func toChange(cmd *cobra.Command, run func(cmd *cobra.Command, c *admin.Client) error) *cobra.Command {
+	return clientCommand(cmd, admin.OnlySocket, run)
+}
+
+func clientCommand(cmd *cobra.Command, find func(dir string) (string, error), run func(cmd *cobra.Command, c *admin.Client) error) *cobra.Command {
 	socket := socketFlag(cmd)
 	cmd.Args = cobra.NoArgs
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := dial(*socket)
+		c, err := dial(*socket, find)
 		if err != nil {
 			return err
 		}
@@ -49,11 +58,11 @@ func (p *socketPath) String() string { return string(*p) }
 // Type implements pflag.Value.
 func (p *socketPath) Type() string { return "path" }
 
-// dial makes a client of the daemon at socket, "" for the only one.
-func dial(socket string) (*admin.Client, error) {
+// dial makes a client of the daemon at socket, "" for the one to find.
+func dial(socket string, find func(dir string) (string, error)) (*admin.Client, error) {
 	if socket == "" {
 		var err error
-		if socket, err = admin.FindSocket(config.SocketDir); err != nil {
+		if socket, err = find(config.SocketDir); err != nil {
 			return nil, err
 		}
 	}

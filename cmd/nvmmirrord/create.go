@@ -31,6 +31,9 @@ overwritten.`,
 				accept = pmem.Paged
 			}
 			path := args[0]
+			if path == "" {
+				return usageErrorf("PATH is empty")
+			}
 			if ring == 0 {
 				return usageErrorf("--journal-size is 0")
 			}
@@ -55,7 +58,7 @@ overwritten.`,
 	f := cmd.Flags()
 	f.Var(&volume, "size", "size of the volume, a multiple of 4KiB (required)")
 	f.Var(&ring, "journal-size", "size of the journal, a multiple of 2MiB")
-	f.BoolVar(&emulate, "emulate", false, "accept volatile memory (tmpfs), for tests")
+	f.BoolVar(&emulate, "emulate", false, "accept volatile memory (tmpfs, a devdax device of RAM), for tests")
 	f.BoolVar(&paged, "allow-paged", false, "accept an ordinary file: every commit is then an msync")
 	cmd.MarkFlagRequired("size") // the flag exists
 	return cmd

@@ -15,7 +15,7 @@ import (
 const (
 	exitDone    = 0
 	exitFailed  = 1
-	exitUsage   = 2 // or configuration, or a file that is no region of this version
+	exitUsage   = 2 // or configuration, a file that is no region of this version, or memory of too weak a class
 	exitDamage  = 3 // bytes are not those that were made durable
 	exitRefused = 4 // it could lose data
 )
@@ -51,12 +51,14 @@ func exitCode(err error) int {
 	var damage *journal.DamageError
 	var wrong *config.Error
 	var kind *pmem.FileTypeError
+	var class *pmem.ClassError
+	var weaker *nvmmirror.WeakerError
 	switch {
 	case err == nil:
 		return exitDone
 	case errors.As(err, &coded):
 		return coded.code
-	case errors.As(err, &wrong), errors.As(err, &newer), errors.As(err, &size), errors.As(err, &kind), errors.Is(err, nvmmirror.ErrNotRegion):
+	case errors.As(err, &wrong), errors.As(err, &newer), errors.As(err, &size), errors.As(err, &kind), errors.As(err, &class), errors.As(err, &weaker), errors.Is(err, nvmmirror.ErrNotRegion):
 		return exitUsage
 	case errors.As(err, &refused):
 		return exitRefused

@@ -26,6 +26,8 @@ func TestExitCode(t *testing.T) {
 		{nvmmirror.ErrNotRegion, exitUsage},
 		{&nvmmirror.NewerError{}, exitUsage},
 		{&pmem.FileTypeError{}, exitUsage},
+		{&pmem.ClassError{}, exitUsage},
+		{&nvmmirror.WeakerError{}, exitUsage},
 		{&pmem.InUseError{}, exitFailed},
 		{&nvmmirror.ShutdownError{}, exitDamage},
 		{&nvmmirror.LengthError{}, exitDamage},

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/internal/admin"
 )
 
 // shownData is how many bytes of a record's data dump shows.
@@ -70,9 +71,9 @@ func shown(mode string, s *nvmmirror.SegmentInfo) bool {
 }
 
 // writeLiveJournal is an [admin.JournalFunc]: what the daemon answers with.
-func writeLiveJournal(w io.Writer, v *nvmmirror.Volume, mode string) error {
+func writeLiveJournal(ctx context.Context, w io.Writer, v *nvmmirror.Volume, mode string) error {
 	e := json.NewEncoder(w)
-	stop, err := v.InspectJournal(context.Background(), journalOptions(mode), func(s *nvmmirror.SegmentInfo) error {
+	stop, err := v.InspectJournal(ctx, journalOptions(mode), func(s *nvmmirror.SegmentInfo) error {
 		if !shown(mode, s) {
 			return nil
 		}
@@ -107,7 +108,7 @@ func (p *journalPrinter) offline(path, mode string) error {
 }
 
 func (p *journalPrinter) live(ctx context.Context, socket, mode string) error {
-	c, err := dial(socket)
+	c, err := dial(socket, admin.FindSocket)
 	if err != nil {
 		return err
 	}

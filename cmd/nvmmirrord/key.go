@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +26,13 @@ can exchange it on the way can take this node's place: compare the line that is
 printed here with the one in the other node's log.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return usageErrorf("the path is empty")
+			}
 			if tls {
+				if _, name := filepath.Split(strings.TrimSuffix(args[0], ".key")); name == "" || name == "." || name == ".." {
+					return usageErrorf("PREFIX is %s, which holds no name: give one such as node-a", args[0])
+				}
 				key, pub, pin, err := transport.GenerateTLSKey(args[0])
 				if err != nil {
 					return err

@@ -66,22 +66,31 @@ type result struct {
 // command runs the program to its end.
 func command(t testing.TB, stdin io.Reader, args ...string) result {
 	t.Helper()
+	var out bytes.Buffer
+	r := commandTo(t, &out, stdin, args...)
+	r.stdout = out.String()
+	return r
+}
+
+// commandTo is command with a standard output of the caller's.
+func commandTo(t testing.TB, stdout io.Writer, stdin io.Reader, args ...string) result {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), commandTime)
 	defer cancel()
 	c := exec.CommandContext(ctx, program, args...)
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	c.Stdin = stdin
-	var out, errs bytes.Buffer
-	c.Stdout, c.Stderr = &out, &errs
+	var errs bytes.Buffer
+	c.Stdout, c.Stderr = stdout, &errs
 	err := c.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatalf("%v: %v", args, err)
 	}
 	if ctx.Err() != nil {
-		t.Fatalf("%v: did not end: %s%s", args, out.String(), errs.String())
+		t.Fatalf("%v: did not end: %v%s", args, stdout, errs.String())
 	}
-	return result{c.ProcessState.ExitCode(), out.String(), errs.String()}
+	return result{code: c.ProcessState.ExitCode(), stderr: errs.String()}
 }
 
 // must runs a command that has to succeed, and returns what it printed.

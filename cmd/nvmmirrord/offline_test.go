@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
@@ -36,6 +38,9 @@ func TestUsage(t *testing.T) {
 		{[]string{"wait", "--socket", "x"}, `required flag(s) "for" not set`},
 		{[]string{"wait", "--socket", "x", "--for", "rain"}, `--for is "rain", not in-sync or connected`},
 		{[]string{"wait", "--socket", "x", "--for", "in-sync", "--timeout", "-1s"}, "--timeout is -1s"},
+		// Also without a daemon.
+		{[]string{"wait", "--for", "rain"}, `--for is "rain", not in-sync or connected`},
+		{[]string{"wait", "--for", "in-sync", "--timeout", "-1s"}, "--timeout is -1s"},
 		{[]string{"write", "--socket", "x", "--offset", "-1"}, `"-1" is not a size`},
 		{[]string{"write", "--socket", "x", "--offset", "0", "--chunk", "0"}, "nothing could be written"},
 		{[]string{"read", "--socket", "x", "--offset", "0"}, `required flag(s) "length" not set`},
@@ -59,6 +64,67 @@ func TestVersion(t *testing.T) {
 	t.Parallel()
 	if v := must(t, "--version"); !strings.HasPrefix(v, "nvmmirrord ") || strings.Count(v, "\n") != 1 {
 		t.Errorf("%q", v)
+	}
+}
+
+// A command whose output is lost has failed, and says so, whatever it did.
+func TestOutputLost(t *testing.T) {
+	t.Parallel()
+	dir := directory(t)
+	a, _ := inSync(t, "")
+	const lost, device = "done, but what it printed is lost: ", "write /dev/stdout: no space left on device"
+	file := func(name string) string { return filepath.Join(dir, name) }
+	for _, c := range []struct {
+		want string
+		args []string
+	}{
+		{lost, []string{"--help"}},
+		{lost, []string{"help", "key"}},
+		{"", []string{"--version"}},
+		{lost, []string{"create", file("r"), "--size", "4MiB", "--journal-size", "2MiB", "--emulate"}},
+		{"", []string{"info", file("r")}},
+		{"", []string{"check", file("r")}},
+		{"", []string{"journal", "ls", file("r")}},
+		{lost, []string{"key", "generate", file("k")}},
+		{lost, []string{"key", "generate", "--tls", file("t")}},
+		{lost, a.args("write", "--offset", "0")},
+		{"", a.args("read", "--offset", "0", "--length", "1")},
+		{"", a.args("status")},
+		{lost, a.args("wait", "--for", "in-sync")},
+		{"", a.args("journal", "ls")},
+		{"", a.args("journal", "ls", "-o", "json")},
+		{lost, a.args("demote")},
+		{lost, a.args("promote")},
+	} {
+		full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+		if err != nil {
+			t.Skip(err)
+		}
+		r := commandTo(t, full, strings.NewReader("data"), c.args...)
+		full.Close()
+		if want := "nvmmirrord: " + c.want + device + "\n"; r.code != exitFailed || !strings.HasSuffix(r.stderr, want) {
+			t.Errorf("%v: exit %d, %q, not %q", c.args, r.code, r.stderr, want)
+		}
+	}
+	if b := a.read(0, 4); string(b) != "data" {
+		t.Errorf("%q was written", b)
+	}
+}
+
+// One whose output nobody reads ends by the signal, as others do.
+func TestOutputUnread(t *testing.T) {
+	t.Parallel()
+	if signal.Ignored(syscall.SIGPIPE) {
+		t.Skip("the signal is ignored here")
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	defer w.Close()
+	if r := commandTo(t, w, nil, "--help"); r.code != -1 || r.stderr != "" { // by SIGPIPE
+		t.Errorf("exit %d, %q", r.code, r.stderr)
 	}
 }
 
@@ -124,8 +190,10 @@ func TestCreateRefused(t *testing.T) {
 	} {
 		fails(t, c.code, []string{"create", path, "--size", c.size, "--journal-size", c.journal, "--emulate"}, c.want)
 	}
-	fails(t, exitFailed, []string{"create", path, "--size", "4MiB"}, path, "is of class emulated", "at least cacheline is required")
-	fails(t, exitFailed, []string{"create", path, "--size", "4MiB", "--allow-paged"}, path, "at least paged is required")
+	fails(t, exitUsage, []string{"create", path, "--size", "4MiB"}, path, "is of class emulated", "at least cacheline is required")
+	fails(t, exitUsage, []string{"create", path, "--size", "4MiB", "--allow-paged"}, path, "at least paged is required")
+	fails(t, exitUsage, []string{"create", dir, "--size", "4MiB", "--emulate"}, dir+" is a directory: name a file in it")
+	fails(t, exitUsage, []string{"create", "", "--size", "4MiB", "--emulate"}, "PATH is empty")
 	fails(t, exitFailed, []string{"create", filepath.Join(dir, "none", "r.nvm"), "--size", "4MiB", "--emulate"}, "no such file or directory")
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) > 0 {
@@ -148,6 +216,21 @@ func TestKeyGenerate(t *testing.T) {
 	fails(t, exitFailed, []string{"key", "generate", path}, path, "exists and is not overwritten")
 	if again, err := transport.LoadKey(path); err != nil || !bytes.Equal(again, key) {
 		t.Errorf("the key changed: %v", err)
+	}
+}
+
+// Nothing is written where a path names no file.
+func TestKeyGenerateRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	fails(t, exitUsage, []string{"key", "generate", ""}, "the path is empty")
+	fails(t, exitUsage, []string{"key", "generate", "--tls", ""}, "the path is empty")
+	for _, prefix := range []string{dir + "/", dir + "/.", dir + "/.key"} {
+		fails(t, exitUsage, []string{"key", "generate", "--tls", prefix}, prefix+", which holds no name")
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

@@ -12,12 +12,14 @@ import (
 
 // say prints what a change of role, or a wait, has led to.
 func say(cmd *cobra.Command, s admin.Status) {
-	fmt.Fprintf(cmd.OutOrStdout(), "%s%s, epoch %v, LSN %v, peer %s\n", s.Role, waits(s), s.Epoch, s.Committed, s.Peer)
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s%s, epoch %v, LSN %v, peer %s\n", s.Path, s.Role, waits(s), s.Epoch, s.Committed, s.Peer)
 }
 
 // waits says that a primary does not serve, or that its commits wait.
 func waits(s admin.Status) string {
 	switch {
+	case s.Failed != "":
+		return ", persistence failed"
 	case s.Role == "primary" && !s.Serving:
 		return ", not serving yet"
 	case s.Waiting:
@@ -26,9 +28,24 @@ func waits(s admin.Status) string {
 	return ""
 }
 
+// failed is the error of a command that wants a node to serve whose persistence has
+// failed.
+func failed(s admin.Status) error {
+	return &exitError{exitRefused, fmt.Errorf("persistence has failed here, and nothing is acknowledged until the daemon was restarted: %s", s.Failed)}
+}
+
+// failedInstead is failed where persistence has failed, whatever the command met on
+// its way; else err.
+func failedInstead(cmd *cobra.Command, c *admin.Client, err error) error {
+	if s, e := c.Status(cmd.Context()); e == nil && s.Failed != "" {
+		return failed(s)
+	}
+	return err
+}
+
 func newPromoteCommand() *cobra.Command {
 	var force bool
-	cmd := withClient(&cobra.Command{
+	cmd := toChange(&cobra.Command{
 		Use:   "promote",
 		Short: "Make this node the primary; refused (exit 4) where that could lose data",
 		Long: `Make this node the primary. It needs the title, or on a blank node an equally
@@ -44,12 +61,12 @@ two split.`,
 		}
 		s, err := c.Promote(cmd.Context(), force)
 		if err != nil {
-			return err
+			return failedInstead(cmd, c, err)
 		}
 		say(cmd, s)
 		switch {
 		case s.Failed != "":
-			return &exitError{exitRefused, fmt.Errorf("persistence has failed here, and nothing is acknowledged until the daemon was restarted: %s", s.Failed)}
+			return failed(s)
 		case before.Role == "primary" && (s.Waiting || !s.Serving):
 			return &exitError{exitRefused, errors.New("it was the primary before, and waits for its peer: connect that, or go on without it by continue-alone (--force where the peer may have been promoted), or demote it")}
 		}
@@ -61,7 +78,7 @@ two split.`,
 
 func newContinueAloneCommand() *cobra.Command {
 	var force bool
-	cmd := withClient(&cobra.Command{
+	cmd := toChange(&cobra.Command{
 		Use:   "continue-alone",
 		Short: "Make a primary go on without its lost peer; refused (exit 4) without the title",
 		Long: `Make a primary that waits for its lost peer go on without it. Without the title
@@ -71,9 +88,12 @@ it is refused, exit 4: the peer may have been promoted.
 	}, func(cmd *cobra.Command, c *admin.Client) error {
 		s, err := c.ContinueAlone(cmd.Context(), force)
 		if err != nil {
-			return err
+			return failedInstead(cmd, c, err)
 		}
 		say(cmd, s)
+		if s.Failed != "" {
+			return failed(s)
+		}
 		return nil
 	})
 	cmd.Flags().BoolVar(&force, "force", false, "even where that could lose data")
@@ -81,7 +101,7 @@ it is refused, exit 4: the peer may have been promoted.
 }
 
 func newDemoteCommand() *cobra.Command {
-	return withClient(&cobra.Command{
+	return toChange(&cobra.Command{
 		Use:   "demote",
 		Short: "Make the primary a secondary, once all that it took is acknowledged",
 	}, func(cmd *cobra.Command, c *admin.Client) error {
@@ -101,12 +121,6 @@ func newWaitCommand() *cobra.Command {
 		Use:   "wait --for in-sync|connected",
 		Short: "Wait until the peer is in sync, or connected",
 	}, func(cmd *cobra.Command, c *admin.Client) error {
-		if what != "in-sync" && what != "connected" {
-			return usageErrorf("--for is %q, not in-sync or connected", what)
-		}
-		if timeout < 0 {
-			return usageErrorf("--timeout is %v", timeout)
-		}
 		s, err := c.Wait(cmd.Context(), what, timeout)
 		if err != nil {
 			return err
@@ -117,5 +131,16 @@ func newWaitCommand() *cobra.Command {
 	cmd.Flags().StringVar(&what, "for", "", "in-sync or connected (required)")
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up after this time, exit 1 (0: never)")
 	cmd.MarkFlagRequired("for") // the flag exists
+	talk := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		// What is wrong in itself is so whether there is a daemon or not.
+		if what != "in-sync" && what != "connected" {
+			return usageErrorf("--for is %q, not in-sync or connected", what)
+		}
+		if timeout < 0 {
+			return usageErrorf("--timeout is %v: give a time to wait, or 0 to wait for ever", timeout)
+		}
+		return talk(cmd, args)
+	}
 	return cmd
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -69,6 +70,9 @@ func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss boo
 	signal.Ignore(unix.SIGPIPE)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, unix.SIGHUP)
+	// A page that the kernel finds bad is to be an error of whoever reads it. With
+	// vm.memory_failure_early_kill it would be a signal that ends the process.
+	syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_MCE_KILL, unix.PR_MCE_KILL_SET, unix.PR_MCE_KILL_LATE)
 	cfg, err := config.Load(file)
 	if err != nil {
 		return err
@@ -102,6 +106,7 @@ func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss boo
 		return err
 	}
 	defer l.Close()
+	socket := watchSocket(cfg.Socket)
 	opt := cfg.Options(peer)
 	opt.Logger, opt.AcceptLoss = log, acceptLoss
 	v, err := nvmmirror.Open(cfg.Region, opt)
@@ -109,6 +114,7 @@ func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss boo
 		return err
 	}
 	region := watchRegionFile(cfg.Region)
+	degraded := func() []string { return append(region.degraded(), socket.degraded()...) }
 	d := admin.Daemon{PID: os.Getpid(), Version: versionText(), Started: started, Config: file, Socket: cfg.Socket}
 	if p := cfg.Peer; p != nil {
 		heartbeat, lease := replicate.Timing(p.Timeout)
@@ -120,9 +126,9 @@ func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss boo
 		own, other := t.Pins()
 		log.Info("TLS keys", zap.Stringer("own", own), zap.Stringer("peer", other))
 	}
-	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: writeLiveJournal, Degraded: region.degraded, Log: log})
+	s := admin.NewServer(admin.ServerOptions{Volume: v, Daemon: d, Journal: writeLiveJournal, Degraded: degraded, Log: log})
 	s.Serve(l)
-	w := startWatch(v, region, log)
+	w := startWatch(v, degraded, log)
 	err = untilStopped(ctx, s, hup, cfg.Socket, log)
 
 	notify(log, daemon.SdNotifyStopping)

@@ -196,7 +196,7 @@ func TestServeBadConfig(t *testing.T) {
 	of("/dev/null")
 	fails(t, exitUsage, serve, "/dev/null", "not a devdax one")
 	for _, command := range []string{"check", "info"} {
-		fails(t, exitUsage, []string{command, dir}, dir, "neither a file nor a devdax device")
+		fails(t, exitUsage, []string{command, dir}, dir, "is a directory: name a file in it")
 	}
 	newer := golden(t, "newer")
 	of(newer)

@@ -106,7 +106,7 @@ func counterText(s *admin.Status) string {
 		{"commits", c.Commits}, {"committed bytes", c.CommittedBytes}, {"reads", c.Reads}, {"checkpoints", c.Checkpoints},
 		{"CRC failures", c.CRCFailures}, {"resends", c.Resends}, {"reconnects", c.Reconnects}, {"dial failures", c.DialFailures},
 		{"refused handshakes", c.Refused}, {"bad blocks", c.BadBlocks}, {"repaired blocks", c.RepairedBlocks},
-		{"unverified blocks", uint64(c.UnverifiedBlocks)}, {"metadata repairs", c.MetadataRepairs}, {"MD5 failures", c.MD5Failures},
+		{"unverified blocks", uint64(c.UnverifiedBlocks)}, {"scrubbed blocks", c.ScrubbedBlocks}, {"metadata repairs", c.MetadataRepairs}, {"MD5 failures", c.MD5Failures},
 	} {
 		if n.value > 0 {
 			list = append(list, fmt.Sprintf("%s %d", n.name, n.value))

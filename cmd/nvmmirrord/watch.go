@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,19 +21,19 @@ const (
 // it lasts.
 type watch struct {
 	v    *nvmmirror.Volume
-	file *regionFile
+	more func() []string // reasons that the volume does not know of
 	log  *zap.Logger
 	quit chan struct{}
 	wg   sync.WaitGroup
 
-	degraded []string // as said last, without figures and advice
-	said     time.Time
+	degraded int                  // reasons seen last
+	said     map[string]time.Time // when each was, since all was well
 	state    string
 }
 
 // startWatch begins; stop must follow before the volume is closed.
-func startWatch(v *nvmmirror.Volume, file *regionFile, log *zap.Logger) *watch {
-	w := &watch{v: v, file: file, log: log, quit: make(chan struct{})}
+func startWatch(v *nvmmirror.Volume, more func() []string, log *zap.Logger) *watch {
+	w := &watch{v: v, more: more, log: log, quit: make(chan struct{}), said: map[string]time.Time{}}
 	w.wg.Go(func() {
 		t := time.NewTicker(watchEvery)
 		defer t.Stop()
@@ -57,27 +56,46 @@ func (w *watch) stop() {
 
 func (w *watch) look(now time.Time) {
 	s := w.v.Status()
-	s.Degraded = append(s.Degraded, w.file.degraded()...)
-	// Figures grow, and which counters do differs from one attempt to the
-	// next, while a reason stays the same.
-	var same []string
-	for _, d := range s.Degraded {
-		reason, _, _ := strings.Cut(d, ";")
-		same = append(same, withoutFigures(reason))
-	}
-	switch {
-	case len(same) == 0 && len(w.degraded) > 0:
-		w.log.Info("no longer degraded")
-	case len(same) > 0 && (!slices.Equal(same, w.degraded) || now.Sub(w.said) >= remindEvery):
-		w.log.Warn("degraded", zap.Strings("reasons", s.Degraded))
-		w.said = now
-	}
-	w.degraded = same
+	s.Degraded = append(s.Degraded, w.more()...)
+	w.tell(s.Degraded, now)
 	state := fmt.Sprintf("STATUS=%s, peer %s, %d degraded", s.Role, s.Peer, len(s.Degraded))
 	if state != w.state {
 		w.state = state
 		notify(w.log, state)
 	}
+}
+
+// tell logs what is degraded: when a reason comes that was not said in the last
+// minute, when there are fewer, and each minute. Reasons that take turns are not
+// said each time.
+func (w *watch) tell(degraded []string, now time.Time) {
+	fewer := len(degraded) < w.degraded
+	due := fewer
+	for _, d := range degraded {
+		said, ok := w.said[sameReason(d)]
+		due = due || !ok || now.Sub(said) >= remindEvery
+	}
+	switch {
+	case len(degraded) == 0 && w.degraded > 0:
+		w.log.Info("no longer degraded")
+		clear(w.said)
+	case len(degraded) > 0 && due:
+		w.log.Warn("degraded", zap.Strings("reasons", degraded))
+		if fewer {
+			clear(w.said) // what is not in this line is news when it comes back
+		}
+		for _, d := range degraded {
+			w.said[sameReason(d)] = now
+		}
+	}
+	w.degraded = len(degraded)
+}
+
+// sameReason is what stays of a reason: figures grow, and which counters do, behind
+// a semicolon, differs from one attempt to the next.
+func sameReason(s string) string {
+	s, _, _ = strings.Cut(s, ";")
+	return withoutFigures(s)
 }
 
 func withoutFigures(s string) string {

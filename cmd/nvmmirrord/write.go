@@ -19,7 +19,7 @@ func newWriteCommand() *cobra.Command {
 	var offset size
 	chunk := defaultChunk
 	var timeout time.Duration
-	cmd := withClient(&cobra.Command{
+	cmd := toChange(&cobra.Command{
 		Use:   "write --offset N < FILE",
 		Short: "Write standard input to a primary's volume, a transaction per chunk",
 		Long: `Write standard input to a primary's volume, one transaction per chunk, one after

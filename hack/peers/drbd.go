@@ -209,7 +209,7 @@ func (g *guest) verify(ctx context.Context) (string, error) {
 	}
 	var c struct{ Written int64 }
 	if err := json.Unmarshal([]byte(out), &c); err != nil || c.Written == 0 {
-		return "", fmt.Errorf("diskload found nothing written: %q, %w", out, err)
+		return "", fmt.Errorf("diskload found nothing written: %q, %v", out, err)
 	}
 	return fmt.Sprintf("connected, UpToDate/UpToDate, protocol C, %d writes, as many written by the second end, both NVDIMMs identical (%d blocks written to); the pair on ext4 with MAP_SYNC",
 		g.writes, c.Written), nil

@@ -48,9 +48,10 @@ type commits struct {
 	Identical bool    `json:"identical"`
 }
 
-// benchArgs runs a pair in two processes, over TCP_MD5SIG, both acknowledging.
+// benchArgs runs a pair in two processes, over TCP_MD5SIG, both acknowledging,
+// where the scheduler puts them, as it does the peers.
 func benchArgs(size, committers int, d time.Duration, dir string) []string {
-	return []string{"bench", "commit", "--size", fmt.Sprint(size), "--committers", fmt.Sprint(committers), "--ack", "both", "--transport", "md5sig",
+	return []string{"bench", "commit", "--size", fmt.Sprint(size), "--committers", fmt.Sprint(committers), "--ack", "both", "--transport", "md5sig", "--placement", "free",
 		"--region-size", "64MiB", "--journal-size", "64MiB", "--duration", d.String(), "--dir", dir, "-o", "json"}
 }
 

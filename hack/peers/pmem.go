@@ -44,7 +44,7 @@ func readPmem(out string) ([]row, error) {
 		r := of
 		var n int
 		if _, err := fmt.Sscan(lines.Text(), &n, &r.theirs, &r.ours); err != nil || of.peer == "" || r.theirs <= 0 || r.ours <= 0 {
-			return nil, fmt.Errorf("hack/pmembench printed the line %q, %w", lines.Text(), err)
+			return nil, fmt.Errorf("hack/pmembench printed the line %q, %v", lines.Text(), err)
 		}
 		r.work += ", " + bytesOf(n)
 		rows = append(rows, r)

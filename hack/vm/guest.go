@@ -77,6 +77,10 @@ func Boot(ctx context.Context, k *Kernel, memory []*Memory) (*Guest, error) {
 	}
 	// no_timer_check: a kernel that gets no tick from the 8254 within some ms panics,
 	// and QEMU's thread that gives them may not run for so long on a busy machine.
+	// Not tsc=reliable, though the kernel then asks an emulated HPET for each time of
+	// day: it lets the kernel rewrite sched_clock_tick while both processors run it,
+	// and QEMU 7.2 may go on with the int3 that stands there meanwhile, for ever
+	// (one boot of 45 on a busy machine).
 	// Inherited files begin at descriptor 3; QEMU opens each by its path anew.
 	files := []*os.File{initramfs, g.console}
 	args := []string{

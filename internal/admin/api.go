@@ -11,8 +11,8 @@
 //	GET  /v1/journal?mode=ls|dump|verify  JSON lines
 //	GET  /metrics                         Prometheus
 //
-// An answer other than 2xx carries an [Error]. Durations are Go's, numbers
-// decimal.
+// An answer other than 2xx carries an [Error]; plain text where /metrics cannot
+// gather, or has too many requests at a time. Durations are Go's, numbers decimal.
 package admin
 
 import (

@@ -20,7 +20,8 @@ import (
 	"github.com/nvmmirror/nvmmirror"
 )
 
-// Client talks to the daemon behind a socket. Its errors are [*Error].
+// Client talks to the daemon behind a socket. Its errors are [*Error], but that of a
+// writer to [Client.Journal].
 type Client struct {
 	socket     string
 	http       http.Client
@@ -152,26 +153,42 @@ func (c *Client) Status(ctx context.Context) (s Status, err error) {
 
 // Promote makes the node primary and returns its status then.
 func (c *Client) Promote(ctx context.Context, force bool) (s Status, err error) {
-	err = c.ask(ctx, http.MethodPost, "/v1/promote", forced(force), nil, &s)
-	return s, err
+	return c.change(ctx, "/v1/promote", forced(force))
 }
 
 // ContinueAlone makes a primary go on without its peer.
 func (c *Client) ContinueAlone(ctx context.Context, force bool) (s Status, err error) {
-	err = c.ask(ctx, http.MethodPost, "/v1/continue-alone", forced(force), nil, &s)
-	return s, err
+	return c.change(ctx, "/v1/continue-alone", forced(force))
 }
 
 func forced(force bool) url.Values { return url.Values{"force": {strconv.FormatBool(force)}} }
 
 // Demote makes a primary a secondary.
 func (c *Client) Demote(ctx context.Context) (s Status, err error) {
-	err = c.ask(ctx, http.MethodPost, "/v1/demote", nil, nil, &s)
+	return c.change(ctx, "/v1/demote", nil)
+}
+
+// change asks for another role. A daemon that does not say how it is would take the
+// request later, when nobody wants it any more: it is not sent.
+func (c *Client) change(ctx context.Context, path string, query url.Values) (s Status, err error) {
+	if _, err := c.Status(ctx); err != nil {
+		return s, err
+	}
+	err = c.ask(ctx, http.MethodPost, path, query, nil, &s)
+	if e := (*Error)(nil); errors.As(err, &e) && e.lost {
+		e.Message += "; whether it was done is not known: see nvmmirrord status"
+	}
 	return s, err
 }
 
-// Wait waits until the peer is in-sync or connected; timeout 0: for ever.
+// Wait waits until the peer is in-sync or connected; timeout 0: for ever. A daemon
+// that does not say when the time is over is not waited for.
 func (c *Client) Wait(ctx context.Context, what string, timeout time.Duration) (s Status, err error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout+grace)
+		defer cancel()
+	}
 	err = c.ask(ctx, http.MethodGet, "/v1/wait", url.Values{"for": {what}, "timeout": {timeout.String()}}, nil, &s)
 	return s, err
 }
@@ -232,14 +249,21 @@ func (c *Client) Read(ctx context.Context, off int64, p []byte) error {
 	return nil
 }
 
-// Journal copies the live journal's JSON lines to w.
+// Journal copies the live journal's JSON lines to w, whose error is told as it is.
 func (c *Client) Journal(ctx context.Context, mode string, w io.Writer) error {
+	if _, err := c.Status(ctx); err != nil { // frozen: it would not end
+		return err
+	}
 	resp, err := c.do(ctx, http.MethodGet, "/v1/journal", url.Values{"mode": {mode}}, nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	if _, err := io.Copy(w, resp.Body); err != nil {
+	to := &taker{w: w}
+	if _, err := io.Copy(to, resp.Body); err != nil {
+		if to.err != nil {
+			return to.err
+		}
 		return c.broken(ctx, err)
 	}
 	trailer := resp.Trailer.Get(errorTrailer)
@@ -251,4 +275,15 @@ func (c *Client) Journal(ctx context.Context, mode string, w io.Writer) error {
 		return lost("the daemon at %s ends with what is not understood: %q", c.socket, trailer)
 	}
 	return e
+}
+
+// taker tells the error of a writer from that of what is copied to it.
+type taker struct {
+	w   io.Writer
+	err error
+}
+
+func (t *taker) Write(p []byte) (n int, err error) {
+	n, t.err = t.w.Write(p)
+	return n, t.err
 }

@@ -153,9 +153,13 @@ func (s *Server) journal(w http.ResponseWriter, r *http.Request) error {
 	defer func() { <-s.reads }()
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Trailer", errorTrailer)
-	err := s.o.Journal(&stream{w, http.NewResponseController(w), r.Context()}, s.o.Volume, mode)
+	ctx := r.Context()
+	err := s.o.Journal(ctx, &stream{w, http.NewResponseController(w), ctx}, s.o.Volume, mode)
 	if err == nil {
 		return nil
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = context.Cause(ctx) // the daemon is stopping
 	}
 	b, _ := json.Marshal(classify(err)) // two strings always marshal
 	w.Header().Set(errorTrailer, string(b))

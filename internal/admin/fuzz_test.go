@@ -40,7 +40,7 @@ func FuzzRequest(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
-	_, c, socket := serveVolume(f, nil, func(w io.Writer, _ *nvmmirror.Volume, mode string) error {
+	_, c, socket := serveVolume(f, nil, func(_ context.Context, w io.Writer, _ *nvmmirror.Volume, mode string) error {
 		_, err := io.WriteString(w, mode+"\n")
 		return err
 	})

@@ -22,8 +22,9 @@ import (
 )
 
 // JournalFunc writes a live volume's journal to w as JSON lines. mode is ls,
-// dump or verify. What it returns reaches the client behind the lines.
-type JournalFunc func(w io.Writer, v *nvmmirror.Volume, mode string) error
+// dump or verify. What it returns reaches the client behind the lines. It ends with
+// ctx.
+type JournalFunc func(ctx context.Context, w io.Writer, v *nvmmirror.Volume, mode string) error
 
 // ServerOptions say what a server serves.
 type ServerOptions struct {
@@ -57,19 +58,20 @@ type Server struct {
 	writes chan struct{}  // bounds the memory of data that is being written
 	reads  chan struct{}  // and read
 	served chan error
+
+	closeTime time.Duration // for what is left to be answered
 }
 
 const (
 	writeBudget = 128 << 20 // bytes
 	readSlots   = 8
-	bodyTime    = 30 * time.Second // for a body to arrive, and an answer to be taken
-	closeTime   = 5 * time.Second
+	bodyTime    = 30 * time.Second       // for a body to arrive, and an answer to be taken
 	stopTime    = 200 * time.Millisecond // for the end of an answer that Stop ends
 )
 
 // NewServer makes a server. Serve must follow.
 func NewServer(o ServerOptions) *Server {
-	s := &Server{o: o, mux: http.NewServeMux(), tx: maxTransaction(o.Volume), served: make(chan error, 1)}
+	s := &Server{o: o, mux: http.NewServeMux(), tx: maxTransaction(o.Volume), served: make(chan error, 1), closeTime: 5 * time.Second}
 	s.o.Daemon.MaxTransaction = s.tx
 	s.writes = make(chan struct{}, max(2, writeBudget/s.tx))
 	s.reads = make(chan struct{}, readSlots)
@@ -128,15 +130,15 @@ func (s *Server) Stop() {
 	s.active.Wait()
 }
 
-// Close waits for what is left to be answered, and ends. The socket is gone
-// when it returns.
+// Close waits for what is left to be answered, and ends; it is an error where that
+// takes too long. The socket is gone when it returns.
 func (s *Server) Close() error {
 	s.Stop()
-	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	ctx, cancel := context.WithTimeout(context.Background(), s.closeTime)
 	defer cancel()
 	err := s.http.Shutdown(ctx)
 	if err != nil {
-		err = s.http.Close()
+		err = errors.Join(err, s.http.Close())
 	}
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -224,7 +225,7 @@ func TestStopEndsWaits(t *testing.T) {
 }
 
 // endless is a journal without an end.
-func endless(w io.Writer, _ *nvmmirror.Volume, _ string) error {
+func endless(_ context.Context, w io.Writer, _ *nvmmirror.Volume, _ string) error {
 	for line := bytes.Repeat([]byte("x"), 64<<10); ; {
 		if _, err := w.Write(line); err != nil {
 			return err
@@ -247,6 +248,43 @@ func TestStopIsTold(t *testing.T) {
 	s.Stop()
 	if err := <-result; err == nil || err.Error() != errStopping.Message {
 		t.Errorf("%v", err)
+	}
+}
+
+// A journal of which nothing is shown, as verify shows nothing of a sound one, ends
+// with its client, and with the daemon.
+func TestSilentJournalEnds(t *testing.T) {
+	begun, ended := make(chan struct{}), make(chan struct{})
+	s, c, _ := serveVolume(t, nil, func(ctx context.Context, _ io.Writer, _ *nvmmirror.Volume, _ string) error {
+		begun <- struct{}{}
+		select {
+		case <-ctx.Done():
+			ended <- struct{}{}
+		case <-t.Context().Done(): // the test has failed
+		}
+		return ctx.Err()
+	})
+	for _, who := range []string{"client", "daemon"} {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		result := make(chan error, 1)
+		go func() { result <- c.Journal(ctx, "verify", io.Discard) }()
+		<-begun
+		want := "interrupted"
+		if who == "client" {
+			cancel()
+		} else {
+			want = errStopping.Message
+			go s.Stop()
+		}
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("it goes on without its %s", who)
+		}
+		if err := <-result; err == nil || err.Error() != want {
+			t.Errorf("%s: %v", who, err)
+		}
 	}
 }
 
@@ -306,7 +344,7 @@ func TestClientGone(t *testing.T) {
 }
 
 func TestJournalHook(t *testing.T) {
-	hook := func(w io.Writer, v *nvmmirror.Volume, mode string) error {
+	hook := func(_ context.Context, w io.Writer, v *nvmmirror.Volume, mode string) error {
 		for i := range 3 {
 			fmt.Fprintf(w, `{"mode":%q,"i":%d,"size":%d}`+"\n", mode, i, v.Size())
 		}
@@ -327,6 +365,15 @@ func TestJournalHook(t *testing.T) {
 	err := c.Journal(context.Background(), "verify", &b)
 	if kindOf(err) != KindDamage || strings.Count(b.String(), "\n") != 3 {
 		t.Errorf("%v after %q", err, b.String())
+	}
+}
+
+// A writer that takes no more is told of as such: it is not the daemon's.
+func TestJournalIntoAFullWriter(t *testing.T) {
+	_, c, _ := serveVolume(t, nil, endless)
+	full := errors.New("full")
+	if err := c.Journal(context.Background(), "ls", writerFunc(func([]byte) (int, error) { return 0, full })); err != full {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -361,6 +408,25 @@ func TestMetrics(t *testing.T) {
 	for line := range strings.SplitSeq(strings.TrimSpace(text), "\n") {
 		if !strings.HasPrefix(strings.TrimPrefix(strings.TrimPrefix(line, "# HELP "), "# TYPE "), "nvmmirror_") {
 			t.Errorf("a foreign line: %q", line)
+		}
+	}
+}
+
+// A metric that the operator's guide names in full is one that there is, that of
+// signatures among them: its name is not the counter's of status.
+func TestDocumentedMetrics(t *testing.T) {
+	guide, err := os.ReadFile("../../docs/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const signatures = "nvmmirror_kernel_tcp_md5_failures_total"
+	named := regexp.MustCompile(`nvmmirror_[a-z0-9_]+`).FindAllString(string(guide), -1)
+	if !slices.Contains(named, signatures) {
+		t.Errorf("%s is not named", signatures)
+	}
+	for _, name := range named {
+		if !slices.ContainsFunc(slices.Concat(metrics, kernelMetrics), func(m metric) bool { return m.name == name }) {
+			t.Errorf("no metric %s", name)
 		}
 	}
 }
@@ -424,6 +490,35 @@ func TestStatusUnanswered(t *testing.T) {
 	defer c.Close()
 	c.statusTime = 10 * time.Millisecond
 	if _, err := c.Status(context.Background()); kindOf(err) != KindTimeout || !strings.Contains(err.Error(), path+" did not answer in time") {
+		t.Errorf("%v", err)
+	}
+	// It would do it later.
+	_, promoted := c.Promote(context.Background(), true)
+	_, alone := c.ContinueAlone(context.Background(), true)
+	_, demoted := c.Demote(context.Background())
+	for _, err := range []error{promoted, alone, demoted, c.Journal(context.Background(), "ls", io.Discard)} {
+		if kindOf(err) != KindTimeout || strings.Contains(err.Error(), "not known") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// Close does not wait for a client that stays in the middle of its data, and says so.
+func TestCloseGivesUp(t *testing.T) {
+	s, _, socket := serveVolume(t, nil, nil)
+	s.closeTime = 50 * time.Millisecond
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "PUT /v1/data?offset=0 HTTP/1.1\r\nHost: x\r\nContent-Length: 4096\r\n\r\nabc")
+	for deadline := time.Now().Add(10 * time.Second); len(s.writes) == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the request did not arrive")
+		}
+	}
+	if err := s.Close(); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
 }

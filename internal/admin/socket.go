@@ -187,7 +187,13 @@ func peerCredentials(c net.Conn) (*unix.Ucred, error) {
 
 // FindSocket is the only socket in dir, or the only one of several at which a
 // daemon answers.
-func FindSocket(dir string) (string, error) {
+func FindSocket(dir string) (string, error) { return findSocket(dir, dead) }
+
+// OnlySocket is the only socket in dir. One that a daemon left which died counts: a
+// change that is meant for its region must not go to another's.
+func OnlySocket(dir string) (string, error) { return findSocket(dir, nil) }
+
+func findSocket(dir string, skip func(string) bool) (string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", &SocketError{dir, "cannot be searched", "name the daemon's socket with --socket", bare(err)}
@@ -199,8 +205,8 @@ func FindSocket(dir string) (string, error) {
 		}
 	}
 	all := len(found)
-	if all > 1 {
-		found = slices.DeleteFunc(found, dead)
+	if all > 1 && skip != nil {
+		found = slices.DeleteFunc(found, skip)
 	}
 	switch len(found) {
 	case 1:

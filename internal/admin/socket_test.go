@@ -135,6 +135,9 @@ func TestFindSocketBesideDead(t *testing.T) {
 	if got, err := FindSocket(dir); err != nil || got != live {
 		t.Errorf("one live: %q, %v", got, err)
 	}
+	if got, err := OnlySocket(dir); err == nil || !strings.Contains(err.Error(), "there are 3 sockets; name one with --socket: ") {
+		t.Errorf("the only one: %q, %v", got, err)
+	}
 }
 
 // A listener whose socket was removed leaves alone the one that another daemon has

@@ -58,27 +58,24 @@ func newALG(key []byte, raw *rawLink) (*algDigest, error) {
 
 func (d *algDigest) sum(dst, p []byte) error {
 	// One hash is made of what comes with MSG_MORE, until it is asked for.
-	for _, part := range [][]byte{p, d.key} {
-		if err := d.put(part); err != nil {
-			return err
+	for parts := [][]byte{p, d.key}; len(parts) > 0; {
+		d.link.calls++
+		n, err := unix.SendmsgBuffers(d.op, parts, nil, nil, unix.MSG_MORE)
+		if err != nil {
+			return os.NewSyscallError("sendmsg AF_ALG", err)
+		}
+		for len(parts) > 0 && n >= len(parts[0]) {
+			n -= len(parts[0])
+			parts = parts[1:]
+		}
+		if len(parts) > 0 {
+			parts[0] = parts[0][n:]
 		}
 	}
 	d.link.calls++
 	n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(d.op), uintptr(unsafe.Pointer(&dst[0])), md5.Size, 0, 0, 0)
 	if errno != 0 || n != md5.Size {
 		return fmt.Errorf("AF_ALG: %d bytes of digest: %w", n, errno)
-	}
-	return nil
-}
-
-func (d *algDigest) put(p []byte) error {
-	for len(p) > 0 {
-		d.link.calls++
-		n, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(d.op), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), unix.MSG_MORE, 0, 0)
-		if errno != 0 {
-			return fmt.Errorf("AF_ALG: send: %w", errno)
-		}
-		p = p[n:]
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ type CommitResult struct {
 	FloorMB     float64 `json:"floor_mb_per_s"`
 	FloorCPU    float64 `json:"floor_cpu_s_per_gib"`
 
-	RatioP50 float64 `json:"ratio_p50"`
+	RatioP50 float64 `json:"ratio_p50"`           // to one round trip: says what the mirror costs with one committer, both acknowledging
 	RatioP99 float64 `json:"ratio_p99,omitempty"` // with one committer, of ends scheduled alike, where both tell
 	RatioMB  float64 `json:"ratio_mb"`
 	RatioCPU float64 `json:"ratio_cpu"`
@@ -92,6 +92,28 @@ func Commit(ctx context.Context, o CommitOptions) (_ *CommitResult, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, p.end()) }()
+	return p.run(ctx)
+}
+
+var errGone = errors.New("the secondary's process ended before the measurement did")
+
+// run measures and compares. Commits would wait without end for a secondary whose
+// process was killed, so they end with it.
+func (p *pair) run(ctx context.Context) (_ *CommitResult, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-p.child.gone:
+			cancel(errGone)
+		case <-ctx.Done():
+		}
+	}()
+	defer func() {
+		if err != nil && context.Cause(ctx) == errGone {
+			err = errGone // the rest follows from it
+		}
+	}()
 	r, err := p.measure(ctx)
 	if err != nil {
 		return nil, err
@@ -328,7 +350,7 @@ func (m *measured) floor(s *session, plan plan) error {
 
 func (m *measured) result(l *load) *CommitResult {
 	c, f := latencyOf(l.hist), latencyOf(m.ping)
-	bytes := float64(m.o.Size)
+	n, bytes := float64(l.commits()), float64(m.o.Size)
 	poll := "auto"
 	switch {
 	case m.o.Poll == PollOff:
@@ -339,9 +361,9 @@ func (m *measured) result(l *load) *CommitResult {
 	const gib = 1 << 30
 	r := &CommitResult{
 		P50: c.P50, P99: c.P99, P999: c.P999, Max: c.Max, Commits: c.Count,
-		Rate: float64(c.Count) / l.took.Seconds(), MB: float64(c.Count) * bytes / 1e6 / l.took.Seconds(),
-		CPU:      m.usage.cpu().Seconds() / (float64(l.commits()) * bytes / gib),
-		Allocs:   float64(m.usage.Allocs) / float64(l.commits()),
+		Rate: n / l.took.Seconds(), MB: n * bytes / 1e6 / l.took.Seconds(),
+		CPU:      m.usage.cpu().Seconds() / (n * bytes / gib),
+		Allocs:   float64(m.usage.Allocs) / n,
 		Resident: max(m.rss[0], m.rss[1]), ResidentPrimary: m.rss[0], ResidentSecondary: m.rss[1],
 		Own: l.ownBytes(), FloorRounds: f.Count,
 		FloorP50: f.P50, FloorP99: f.P99, FloorP999: f.P999, FloorMax: f.Max,

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/journal"
 )
 
 // OptionError is an option that makes no sense, or that this version lacks.
@@ -66,6 +67,8 @@ func (o *CommitOptions) Check() error {
 		return bad("region-size", "%d is not a positive multiple of %d bytes", o.RegionSize, block)
 	case o.JournalSize < nvmmirror.MinJournal || o.JournalSize%nvmmirror.MinJournal != 0:
 		return bad("journal-size", "%d is not a positive multiple of %d bytes", o.JournalSize, nvmmirror.MinJournal)
+	case o.Size > journal.MaxSegment(o.JournalSize)-journal.HeaderSize-journal.RecordHeaderSize:
+		return bad("size", "%d bytes are more than one transaction takes with a journal of %d", o.Size, o.JournalSize)
 	case o.RegionSize/int64(o.Committers) < int64(o.Size):
 		return bad("size", "%d committers of %d bytes do not fit into a region of %d", o.Committers, o.Size, o.RegionSize)
 	case o.Duration < time.Millisecond:

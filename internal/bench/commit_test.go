@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nvmmirror/nvmmirror"
+	"github.com/nvmmirror/nvmmirror/pmem"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
 )
 
@@ -227,6 +229,11 @@ func TestCommitOptions(t *testing.T) {
 		}
 	}
 	o := shortCommit(t)
+	var bad *OptionError
+	if o.Size = int(o.JournalSize / 2); !errors.As(o.Check(), &bad) || bad.Option != "size" {
+		t.Errorf("a transaction that the journal does not take: %v", o.Check())
+	}
+	o = shortCommit(t)
 	o.RegionSize = 1 << 45
 	if _, err := Commit(t.Context(), o); err == nil || !strings.Contains(err.Error(), "choose a smaller") {
 		t.Errorf("regions that do not fit: %v", err)
@@ -243,5 +250,70 @@ func TestCommitInterrupted(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(o.Dir); len(left) > 0 {
 		t.Errorf("%v are left", left)
+	}
+}
+
+// A secondary whose process is killed, as by a kernel short of memory, ends the
+// measurement: commits waited for it without end.
+func TestCommitSecondaryKilled(t *testing.T) {
+	o := shortCommit(t)
+	o.Duration = 10 * time.Minute
+	p, err := startPair(t.Context(), o, o.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := p.run(t.Context())
+		ended <- err
+	}()
+	for deadline := time.Now().Add(stateTime); p.primary.Status().Counters.Commits < 100; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("no commits")
+		}
+	}
+	if err := p.child.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if !errors.Is(err, errGone) {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(stateTime):
+		t.Fatal("it goes on")
+	}
+	if err := p.end(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("how the secondary ended: %v", err)
+	}
+}
+
+// The rate is that of all commits in all of the time: a commit that begins in the
+// warm-up takes a long part of a slice where many long ones are outstanding.
+func TestCommitRate(t *testing.T) {
+	path := filepath.Join(directory(t), "r")
+	if err := nvmmirror.Create(path, nvmmirror.CreateOptions{Size: 4 << 20, JournalSize: 2 << 20, Accept: pmem.Emulated}); err != nil {
+		t.Fatal(err)
+	}
+	v, err := nvmmirror.Open(path, nvmmirror.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	o := shortCommit(t)
+	o.Committers = 4
+	l := newLoad(v, o)
+	for range 2 {
+		if err := l.run(t.Context(), 10*time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all int64
+	for c := range l.of {
+		all += l.of[c].n
+	}
+	r := (&measured{o: o, ping: newHistogram()}).result(l)
+	if got := r.Rate * r.Seconds; math.Abs(got-float64(all)) > 0.5 || r.Seconds < 0.02 || r.Commits >= all {
+		t.Errorf("%.1f commits in %.3f s, %d recorded; %d were made", got, r.Seconds, r.Commits, all)
 	}
 }

@@ -19,8 +19,8 @@ type wirePair struct {
 	addr [2]netip.Addr
 }
 
-func newWirePair(mtu int) (w *wirePair, err error) {
-	w = &wirePair{
+func newWirePair(mtu int) (_ *wirePair, err error) {
+	w := &wirePair{
 		ns:   [2]netns.NsHandle{netns.None(), netns.None()},
 		addr: [2]netip.Addr{netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2")},
 	}

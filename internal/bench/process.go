@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 const endTime = 10 * time.Second // for the child to end by itself
@@ -25,6 +26,7 @@ type child struct {
 	in     io.Closer
 	stderr *tailWriter
 	thread chan struct{} // closed: the thread that started it may end
+	gone   chan struct{} // closed: it has ended
 	once   sync.Once
 	err    error
 }
@@ -32,7 +34,7 @@ type child struct {
 // startChild runs program, which calls [ServeChild], in the network namespace
 // ns, or in this one.
 func startChild(program []string, ns netns.NsHandle) (*child, error) {
-	c := &child{thread: make(chan struct{}), stderr: &tailWriter{}}
+	c := &child{thread: make(chan struct{}), gone: make(chan struct{}), stderr: &tailWriter{}}
 	c.cmd = exec.Command(program[0], program[1:]...)
 	// What a terminal sends is for this process, which ends the child in
 	// order; the kernel ends it where this process cannot. A group of its
@@ -67,6 +69,12 @@ func startChild(program []string, ns netns.NsHandle) (*child, error) {
 		close(c.thread)
 		return nil, fmt.Errorf("start %s: %w", program[0], err)
 	}
+	go func() {
+		defer close(c.gone)
+		// It stays to be waited for: end has its exit code.
+		for unix.Waitid(unix.P_PID, c.cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+		}
+	}()
 	c.in = in
 	c.controller = &controller{in: bufio.NewReader(out), out: in, local: loopback, peer: loopback, ns: netns.None()}
 	return c, nil

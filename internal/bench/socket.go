@@ -55,9 +55,15 @@ func prepare(fd int) error {
 	if err != nil {
 		return os.NewSyscallError("setsockopt TCP_CONGESTION", err)
 	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	return impatient(fd)
+}
+
+// impatient makes a call that waits for a host that is gone end after silentTime.
+func impatient(fd int) error {
 	for _, o := range []struct{ level, option, value int }{
-		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
-		// A host that is gone ends a call that waits for it.
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 5},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 5},

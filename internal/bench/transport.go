@@ -66,6 +66,10 @@ type maker struct {
 }
 
 func newMaker(s setup) (*maker, error) {
+	// A driver of another version may name one that would be plain here.
+	if _, err := ParseTransport(string(s.Transport)); err != nil {
+		return nil, fmt.Errorf("%w: run the same version of nvmmirrord at both ends", err)
+	}
 	m := &maker{s: s}
 	var err error
 	switch s.Transport {

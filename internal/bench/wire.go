@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netns"
@@ -82,12 +84,23 @@ func (o *WireOptions) Check() error {
 		return bad("verify", "%q is not %s or %s", o.Verify, VerifyAll, VerifySample)
 	case !o.Placement.known():
 		return bad("placement", "%q is not auto, apart, together or free", o.Placement)
+	case o.Client != "" && !isAddress(o.Client):
+		return bad("client", "%q is not an address and a port, such as 192.0.2.1:7450", o.Client)
 	case o.Client != "" && len(o.MTUs) > 0:
 		return bad("netns", "it is for this machine alone, not for a server at %s", o.Client)
 	case o.Client != "" && o.Placement != Auto && o.Placement != "":
 		return bad("placement", "it is for ends on this machine, not for a server at %s", o.Client)
 	}
 	return nil
+}
+
+// isAddress: the text has a host, which may be empty, and a port.
+func isAddress(text string) bool {
+	_, port, err := net.SplitHostPort(text)
+	if err == nil && port != "" {
+		_, err = net.LookupPort("tcp", port)
+	}
+	return err == nil && port != ""
 }
 
 // twice: the list has something twice.
@@ -191,7 +204,7 @@ func Wire(ctx context.Context, o WireOptions) (*WireResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &wire{o: o, r: &WireResult{Driver: host, Seconds: o.Duration.Seconds(), Verified: o.Verify}}
+	w := &wire{o: o, r: &WireResult{Driver: host, Seconds: o.Duration.Seconds(), Verified: o.Verify}, silent: silentTime}
 	w.total = max(1, len(o.MTUs)) * len(o.Transports) * (2*len(o.Sizes) + len(o.Connections))
 	switch {
 	case o.Client != "":
@@ -218,24 +231,46 @@ func Wire(ctx context.Context, o WireOptions) (*WireResult, error) {
 type wire struct {
 	o           WireOptions
 	r           *WireResult
+	silent      time.Duration // after which a server has failed
 	done, total int
 }
 
 func (w *wire) remote(ctx context.Context) error {
-	d := net.Dialer{Timeout: setupTime}
+	d := net.Dialer{Timeout: setupTime, KeepAlive: -1, Control: func(_, _ string, c syscall.RawConn) error {
+		var set error
+		err := c.Control(func(fd uintptr) { set = impatient(int(fd)) })
+		return errors.Join(err, set)
+	}}
 	conn, err := d.DialContext(ctx, "tcp", w.o.Client)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	c := &controller{in: bufio.NewReader(conn), out: conn, ns: netns.None(), local: addrOf(conn.LocalAddr()), peer: addrOf(conn.RemoteAddr())}
-	conn.SetReadDeadline(time.Now().Add(setupTime))
+	c := &controller{in: bufio.NewReader(&answers{Conn: conn, silent: w.silent}), out: conn, ns: netns.None(), local: addrOf(conn.LocalAddr()), peer: addrOf(conn.RemoteAddr())}
 	if err := w.hello(c); err != nil {
 		return err
 	}
-	conn.SetReadDeadline(time.Time{})
 	return w.path(ctx, c, WirePath{Name: c.local.String() + " to " + c.peer.String(), Placement: Free})
+}
+
+// answers is what a server says, all of which it says at once. Of one that is stopped
+// the kernel goes on to answer for the connection, which would last for ever.
+type answers struct {
+	net.Conn
+	silent time.Duration // after which it has failed
+	err    error
+}
+
+// Read implements io.Reader.
+func (a *answers) Read(p []byte) (n int, err error) {
+	if a.err == nil {
+		a.SetReadDeadline(time.Now().Add(a.silent))
+		if n, a.err = a.Conn.Read(p); errors.Is(a.err, os.ErrDeadlineExceeded) {
+			a.err = fmt.Errorf("the other end has said nothing for %v: see whether its process is stopped, and start it again", a.silent)
+		}
+	}
+	return n, a.err // not asked again, it would take as long again
 }
 
 func addrOf(a net.Addr) netip.Addr {

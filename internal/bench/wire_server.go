@@ -20,6 +20,9 @@ const patience = 2 * time.Second
 // addresses as the control connection, on ports that the kernel chooses. Keys are of
 // one run, and come in clear: they protect nothing else.
 func ServeWire(ctx context.Context, address string, say io.Writer) error {
+	if !isAddress(address) {
+		return &OptionError{"listen", fmt.Sprintf("%q is not an address and a port, such as 192.0.2.1:7450 or :7450", address)}
+	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return err

@@ -185,6 +185,48 @@ func TestWireServerIsBusy(t *testing.T) {
 	}
 }
 
+// TestWireServerStops: a server whose process is stopped, in the middle of a
+// measurement, ends that: the kernel keeps its connection.
+func TestWireServerStops(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		t.Cleanup(func() { conn.Close() })
+		bufio.NewReader(conn).ReadBytes('\n')
+		conn.Write([]byte("{}\n")) // and no more
+	}()
+	o := shortWire(t)
+	o.Client = l.Addr().String()
+	w := &wire{o: o, r: &WireResult{}, silent: 300 * time.Millisecond}
+	ended := make(chan error, 1)
+	go func() { ended <- w.remote(t.Context()) }()
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "has said nothing for 300ms") {
+			t.Errorf("%v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("it waits")
+	}
+}
+
+// TestWireServerKnowsTransports: what the server does not know would be measured as
+// plain, under another name.
+func TestWireServerKnowsTransports(t *testing.T) {
+	e := &farEnd{local: loopback, peer: loopback, listener: -1}
+	defer e.close()
+	if _, err := e.do(request{Op: opListen, Setup: &setup{Transport: "quic", Connections: 1}}); err == nil || !strings.Contains(err.Error(), `no transport "quic"`) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestWireProgress: what moves slowly is not cut off, what does not move is.
 func TestWireProgress(t *testing.T) {
 	const limit = 2 * time.Second
@@ -322,5 +364,13 @@ func TestWireInterrupted(t *testing.T) {
 	}
 	if took := time.Since(begin); took > 10*time.Second {
 		t.Errorf("it took %v", took)
+	}
+}
+
+// What fails on the way to a pair of namespaces is an error.
+func TestNoWirePair(t *testing.T) {
+	if w, err := newWirePair(1 << 20); err == nil {
+		w.close()
+		t.Fatal("an MTU of 1 MiB was taken")
 	}
 }

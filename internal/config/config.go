@@ -26,21 +26,6 @@ import (
 // for them.
 const SocketDir = "/run/nvmmirror"
 
-// What holds where the file says nothing.
-const (
-	DefaultTimeout  = time.Second
-	DefaultBusyPoll = 50 * time.Microsecond
-	// DefaultConnections is peer.connections where it is left out.
-	DefaultConnections = 1
-)
-
-// The library's bounds of a peer timeout. They are judged here as well, so that
-// the error can say where in the file.
-const (
-	minTimeout = 50 * time.Millisecond
-	maxTimeout = 10 * time.Minute
-)
-
 const (
 	maxFile   = 1 << 20
 	maxSocket = 107 // bytes of path that the kernel takes
@@ -148,13 +133,16 @@ var knownKeys = map[string]string{
 	"admin": "socket",
 }
 
-// Parse reads the text of a configuration file. Key files are not looked at.
+// Parse reads the text of a configuration file. Key files are not looked at. The
+// library's bounds are judged here as well, so that the error can say where in the
+// file.
 func Parse(file string, text []byte) (*Config, error) {
 	var d document
 	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&d); err != nil {
 		return nil, located(file, err)
 	}
-	r := &reader{file: file, at: positions(text)}
+	r := &reader{file: file}
+	r.find(text)
 	c := &Config{
 		Region:     r.path("region", d.Region, true),
 		Ack:        oneOf(r, "ack", d.Ack, nvmmirror.AckBoth, nvmmirror.AckAsync),
@@ -166,9 +154,9 @@ func Parse(file string, text []byte) (*Config, error) {
 			Listen:      r.addr("peer.listen", d.Peer.Listen),
 			Address:     r.addr("peer.address", d.Peer.Address),
 			Transport:   oneOf(r, "peer.transport", d.Peer.Transport, transport.NameMD5Sig, transport.NameTLS, transport.NamePlain),
-			Timeout:     r.duration("peer.timeout", d.Peer.Timeout, DefaultTimeout, minTimeout, maxTimeout),
-			BusyPoll:    r.duration("peer.busy_poll", d.Peer.BusyPoll, DefaultBusyPoll, 0, time.Second),
-			Connections: r.number("peer.connections", d.Peer.Connections, DefaultConnections, 1, nvmmirror.MaxConnections),
+			Timeout:     r.duration("peer.timeout", d.Peer.Timeout, nvmmirror.DefaultTimeout, nvmmirror.MinTimeout, nvmmirror.MaxTimeout),
+			BusyPoll:    r.duration("peer.busy_poll", d.Peer.BusyPoll, nvmmirror.DefaultBusyPoll, 0, time.Second),
+			Connections: r.number("peer.connections", d.Peer.Connections, 1, 1, nvmmirror.MaxConnections),
 		}
 		r.keys(c.Peer, d.Peer)
 		r.checkPair(c.Peer)

@@ -55,7 +55,7 @@ func TestParseDefaults(t *testing.T) {
 		t.Error(d)
 	}
 	c, err = Parse("f", []byte(strings.NewReplacer("timeout", "#", "busy_poll", "#").Replace(whole)))
-	if err != nil || c.Peer.Timeout != DefaultTimeout || c.Peer.BusyPoll != DefaultBusyPoll {
+	if err != nil || c.Peer.Timeout != nvmmirror.DefaultTimeout || c.Peer.BusyPoll != nvmmirror.DefaultBusyPoll {
 		t.Errorf("%+v, %v", c, err)
 	}
 	c, err = Parse("f", []byte(strings.ReplaceAll(whole, "70us", "0s")))
@@ -79,6 +79,15 @@ func TestParseErrors(t *testing.T) {
 		{"unknown in a table", change("timeout", "tiemout"), `f:8:1: peer.tiemout: unknown key; known here: listen, address, transport, key_file, tls_key, tls_peer, timeout, busy_poll, connections`},
 		{"two unknown", change("timeout", "x = 1\ny"), `f:8:1: peer.x: unknown key; known here: listen, address, transport, key_file, tls_key, tls_peer, timeout, busy_poll, connections (and 1 more unknown keys)`},
 		{"unknown table", whole + "[arbiter]\nx = 1", `f:13:2: arbiter: unknown key; known here: region, ack, on_peer_loss, [peer], [admin]`},
+		{"case", change("ack =", "Ack ="), `f:2:1: Ack: unknown key; write ack: case counts`},
+		{"both cases", change("ack =", "ack = \"both\"\nACK ="), `f:3:1: ACK: unknown key; write ack: case counts`},
+		{"the right case last", change("ack =", "ACK = \"both\"\nack ="), `f:2:1: ACK: unknown key; write ack: case counts`},
+		{"case of a table", change("[admin]", "[Peer]\ntimeout = \"3s\"\n[admin]"), `f:11:2: Peer: unknown key; write peer: case counts`},
+		{"case in a table", change("timeout", "TimeOut"), `f:8:1: peer.TimeOut: unknown key; write timeout: case counts`},
+		{"case in a dotted key", change("[peer]", "Peer.Connections = 1\n[peer]"), `f:4:1: Peer.Connections: unknown key; write peer.connections: case counts`},
+		{"case in quotes", change("connections", "\"Connections\""), `f:10:1: peer.Connections: unknown key; write connections: case counts`},
+		{"case beyond ASCII", change("listen", "\"l\u0130sten\""), "f:5:1: peer.l\u0130sten: unknown key; write listen: case counts"},
+		{"case inline", "region = \"/a\"\nadmin = {Socket = \"/s\"}", `f:2:1: admin.Socket: unknown key; write socket: case counts`},
 		{"syntax", change(`"async"`, `async`), `f:2:7: unexpected character U+0061 'a' at start of value`},
 		{"twice", whole + "socket = \"/x\"", `f:13:1: socket: key socket is already defined`},
 		{"region number", change(`"/mnt/pmem0/vol0.nvm"`, "7"), `f:1:1: region: is 7, not a path in quotes`},
@@ -123,13 +132,13 @@ func TestParseErrors(t *testing.T) {
 
 // The bounds are the library's.
 func TestTimeoutBounds(t *testing.T) {
-	for _, d := range []time.Duration{minTimeout - 1, maxTimeout + 1} {
+	for _, d := range []time.Duration{nvmmirror.MinTimeout - 1, nvmmirror.MaxTimeout + 1} {
 		_, err := nvmmirror.Open(filepath.Join(t.TempDir(), "none"), nvmmirror.Options{Peer: &nvmmirror.Peer{Timeout: d}})
 		if err == nil || !strings.Contains(err.Error(), "peer timeout") {
 			t.Errorf("%v: %v", d, err)
 		}
 	}
-	for _, d := range []time.Duration{minTimeout, maxTimeout} {
+	for _, d := range []time.Duration{nvmmirror.MinTimeout, nvmmirror.MaxTimeout} {
 		_, err := nvmmirror.Open(filepath.Join(t.TempDir(), "none"), nvmmirror.Options{Peer: &nvmmirror.Peer{Timeout: d}})
 		if err == nil || strings.Contains(err.Error(), "peer timeout") {
 			t.Errorf("%v: %v", d, err)
@@ -144,7 +153,7 @@ func TestExample(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Peer.Timeout != DefaultTimeout || c.Peer.BusyPoll != DefaultBusyPoll || c.Ack != nvmmirror.AckBoth || c.OnPeerLoss != nvmmirror.Block {
+	if c.Peer.Timeout != nvmmirror.DefaultTimeout || c.Peer.BusyPoll != nvmmirror.DefaultBusyPoll || c.Ack != nvmmirror.AckBoth || c.OnPeerLoss != nvmmirror.Block {
 		t.Errorf("%+v %+v", c, c.Peer)
 	}
 	text, err := os.ReadFile(file)
@@ -198,7 +207,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%+v", c)
 		}
 		if p := c.Peer; p != nil {
-			if p.Timeout < minTimeout || p.Timeout > maxTimeout || p.BusyPoll < 0 ||
+			if p.Timeout < nvmmirror.MinTimeout || p.Timeout > nvmmirror.MaxTimeout || p.BusyPoll < 0 ||
 				(p.Transport == "md5sig") == (p.KeyFile == "") || (p.Transport == "tls") == (p.TLSKey == "" || p.TLSPeer == "") ||
 				p.Listen == p.Address || p.Listen.Addr().Is4() != p.Address.Addr().Is4() || p.Listen.Port() == 0 {
 				t.Fatalf("%+v", p)

@@ -16,10 +16,11 @@ import (
 // position is where a key stands in the file, from 1.
 type position struct{ line, column int }
 
-// positions finds the keys of a document that the decoder has accepted. Those
-// of inline tables have the position of the table's key.
-func positions(text []byte) map[string]position {
-	at := map[string]position{}
+// find finds the keys of a document that the decoder has accepted, and refuses one
+// that it accepted without regard to case: beside its other spelling, the last one
+// would hold. Those of inline tables have the position of the table's key.
+func (r *reader) find(text []byte) {
+	r.at = map[string]position{}
 	var p unstable.Parser
 	p.Reset(text)
 	var table string
@@ -28,24 +29,62 @@ func positions(text []byte) map[string]position {
 		if e.Kind != unstable.Table && e.Kind != unstable.KeyValue {
 			continue
 		}
-		var name []string
-		var first *unstable.Node
-		for k := e.Key(); k.Next(); {
-			if first == nil {
-				first = k.Node()
-			}
-			name = append(name, string(k.Node().Data))
-		}
-		key := strings.Join(name, ".")
+		first := e.Key()
+		first.Next()
+		start := p.Shape(first.Node().Raw).Start
+		in := table
 		if e.Kind == unstable.Table {
-			table = key
-		} else if table != "" {
-			key = table + "." + key
+			table, in = dotted("", e), ""
 		}
-		start := p.Shape(first.Raw).Start
-		at[key] = position{start.Line, start.Column}
+		r.found(in, e, position{start.Line, start.Column})
 	}
-	return at
+}
+
+// found takes a table's key, or a key with its value, of the table in.
+func (r *reader) found(in string, e *unstable.Node, at position) {
+	key := dotted(in, e)
+	r.at[key] = at
+	if lower := strings.ToLower(key); lower != key && isKnown(lower) {
+		write := lower
+		if i := strings.LastIndexByte(key, '.'); i >= 0 {
+			write = strings.TrimPrefix(write, key[:i+1])
+		}
+		r.fail(key, "unknown key; write %s: case counts", write)
+	}
+	if e.Kind != unstable.KeyValue || e.Value().Kind != unstable.InlineTable {
+		return
+	}
+	for i := e.Value().Children(); i.Next(); {
+		if i.Node().Kind == unstable.KeyValue {
+			r.found(key, i.Node(), at)
+		}
+	}
+}
+
+// dotted is the whole key of e in a table.
+func dotted(in string, e *unstable.Node) string {
+	var name []string
+	if in != "" {
+		name = append(name, in)
+	}
+	for k := e.Key(); k.Next(); {
+		name = append(name, string(k.Node().Data))
+	}
+	return strings.Join(name, ".")
+}
+
+// isKnown reports whether a key, or a table, is one of knownKeys.
+func isKnown(key string) bool {
+	table, name, ok := strings.Cut(key, ".")
+	if !ok {
+		table, name = "", key
+	}
+	for known := range strings.SplitSeq(knownKeys[table], ", ") {
+		if strings.Trim(known, "[]") == name {
+			return true
+		}
+	}
+	return false
 }
 
 // reader judges values. It keeps the first error.

@@ -8,19 +8,12 @@ import (
 	"time"
 )
 
-// Defaults of CompareConfig.
-const (
-	DefaultCompareBytes = 16 << 20
-	DefaultSwapEvery    = 50
-)
-
 // CompareConfig says what CompareTransports sends over which wire.
 type CompareConfig struct {
-	Bytes int64 // to send by each transport, a multiple of BlockSize; 0 means DefaultCompareBytes
+	Bytes int64 // to send by each transport, a multiple of BlockSize; 0 means 16 MiB
 	MTU   int   // 0 means DefaultMTU
-	// Every swaps one data packet of so many; 0 means DefaultSwapEvery. From
-	// about 10 down signed TCP loses its retransmissions too and spends its time
-	// in timeouts.
+	// Every swaps one data packet of so many; 0 means 50. From about 10 down
+	// signed TCP loses its retransmissions too and spends its time in timeouts.
 	Every int
 	Seed  uint64 // 0 draws one
 	IPv6  bool   // use the IPv6 addresses
@@ -30,25 +23,18 @@ type CompareConfig struct {
 
 // Transfer is what became of one transport's bytes.
 type Transfer struct {
-	Bytes     int64 // received
-	Blocks    int64 // received, of BlockSize each
-	Wrong     int64 // blocks that are not what was sent
-	Packets   uint64
+	Bytes     int64  // received
+	Blocks    int64  // received, of BlockSize each
+	Wrong     int64  // blocks that are not what was sent
 	Corrupted uint64 // packets swapped on the way
 	// FailuresA and FailuresB are how far TCPMD5Failure rose in the sender's
 	// and in the receiver's namespace.
 	FailuresA, FailuresB uint64
-	Retransmitted        uint64 // segments that the sender sent again
 	Duration             time.Duration
 }
 
-// BytesPerSecond is the rate of what arrived.
-func (t Transfer) BytesPerSecond() float64 { return float64(t.Bytes) / t.Duration.Seconds() }
-
 // Result is the same transfer over both transports.
 type Result struct {
-	Seed   uint64
-	MTU    int
 	Every  int
 	Plain  Transfer // TCP as it is
 	Signed Transfer // TCP with TCP_MD5SIG
@@ -80,23 +66,20 @@ func (r Result) Verdict() error {
 // damages too much never ends.
 func CompareTransports(ctx context.Context, cfg CompareConfig) (res Result, err error) {
 	if cfg.Bytes == 0 {
-		cfg.Bytes = DefaultCompareBytes
+		cfg.Bytes = 16 << 20
 	}
 	if cfg.Bytes < 0 || cfg.Bytes%BlockSize != 0 {
 		return res, fmt.Errorf("faultwire: %d bytes are no whole number of blocks of %d", cfg.Bytes, BlockSize)
 	}
 	if cfg.Every == 0 {
-		cfg.Every = DefaultSwapEvery
-	}
-	if cfg.MTU == 0 {
-		cfg.MTU = DefaultMTU
+		cfg.Every = 50
 	}
 	w, err := New(Config{MTU: cfg.MTU, Seed: cfg.Seed, Logf: cfg.Logf})
 	if err != nil {
 		return res, err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	res = Result{Seed: w.Seed(), MTU: cfg.MTU, Every: cfg.Every}
+	res = Result{Every: cfg.Every}
 	if cfg.IPv6 && !w.A.Addr6.IsValid() {
 		return res, errors.New("faultwire: the kernel has IPv6 off")
 	}
@@ -159,11 +142,9 @@ func transfer(ctx context.Context, w *Wire, cfg CompareConfig, signed bool) (t T
 	// is counted by the kernel like the others. After the plan no more are.
 	w.AtoB.SetPlan(Plan{})
 	after, err := read(w)
-	t.Packets = after.wire.Packets - before.wire.Packets
 	t.Corrupted = after.wire.Corrupted() - before.wire.Corrupted()
 	t.FailuresA = after.a.Rise(before.a, MD5Failure)
 	t.FailuresB = after.b.Rise(before.b, MD5Failure)
-	t.Retransmitted = after.a.Rise(before.a, RetransSegs)
 	return t, err
 }
 

@@ -21,7 +21,6 @@ const (
 	CsumErrors    = "Tcp.InCsumErrors"
 	InTruncated   = "IpExt.InTruncatedPkts"
 	InTruncated6  = "Ip6InTruncatedPkts"
-	RetransSegs   = "Tcp.RetransSegs"
 	// QueueDrops counts what the device threw away because the relay was too
 	// slow: a loss that no plan asked for.
 	QueueDrops = "Device.TxDropped"

@@ -7,11 +7,11 @@ import (
 
 // TCP header flags.
 const (
-	FlagFIN = 1 << iota
-	FlagSYN
-	FlagRST
-	FlagPSH
-	FlagACK
+	flagFIN = 1 << iota
+	flagSYN
+	flagRST
+	flagPSH
+	flagACK
 )
 
 const (
@@ -69,9 +69,8 @@ func locate(p []byte) (l layout, ok bool) {
 type Segment struct {
 	Raw      []byte // the whole packet
 	Src, Dst netip.AddrPort
-	Seq, Ack uint32
+	Seq      uint32
 	Flags    uint8
-	Window   uint16
 	Payload  []byte // within Raw
 	Digest   []byte // within Raw: the 16 bytes of the MD5 option, nil without one
 }
@@ -89,9 +88,7 @@ func ParseSegment(raw []byte) (Segment, bool) {
 		Src:     netip.AddrPortFrom(src, binary.BigEndian.Uint16(t)),
 		Dst:     netip.AddrPortFrom(dst, binary.BigEndian.Uint16(t[2:])),
 		Seq:     binary.BigEndian.Uint32(t[4:]),
-		Ack:     binary.BigEndian.Uint32(t[8:]),
 		Flags:   t[13],
-		Window:  binary.BigEndian.Uint16(t[14:]),
 		Payload: raw[l.payload:l.end],
 		Digest:  md5Digest(raw[l.tcp+tcpMinHeader : l.payload]),
 	}, true
@@ -100,10 +97,10 @@ func ParseSegment(raw []byte) (Segment, bool) {
 // End is the sequence number that follows the segment.
 func (s *Segment) End() uint32 {
 	n := uint32(len(s.Payload))
-	if s.Flags&FlagSYN != 0 {
+	if s.Flags&flagSYN != 0 {
 		n++
 	}
-	if s.Flags&FlagFIN != 0 {
+	if s.Flags&flagFIN != 0 {
 		n++
 	}
 	return s.Seq + n

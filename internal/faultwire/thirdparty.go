@@ -83,12 +83,12 @@ func (d *Direction) Forge(src, dst netip.AddrPort, build func(newest Segment) []
 // the right sequence number and, where the segment was signed, the given
 // digest (nil: no signature at all).
 func ForgeRST(like Segment, digest []byte) []byte {
-	return forge(like, FlagRST|FlagACK, nil, digest)
+	return forge(like, flagRST|flagACK, nil, digest)
 }
 
 // ForgeData builds the data that the sender of a segment could send next.
 func ForgeData(like Segment, payload, digest []byte) []byte {
-	return forge(like, FlagPSH|FlagACK, payload, digest)
+	return forge(like, flagPSH|flagACK, payload, digest)
 }
 
 // forge writes a packet with valid lengths and checksums; only the signature

@@ -142,7 +142,7 @@ func TestReplayToTheListener(t *testing.T) {
 	from, to := connection()
 	exchange(t, from, to, "the first time")
 	recorded := w.AtoB.Captured()
-	if recorded[0].Flags&FlagSYN == 0 {
+	if recorded[0].Flags&flagSYN == 0 {
 		t.Fatal("the record does not begin with the handshake")
 	}
 	// The reader closes last and leaves nothing at the listener's end.

@@ -84,7 +84,7 @@ func TestAddressesAreUsableAtOnce(t *testing.T) {
 		exchange(t, from, to, "at once")
 		syns := 0
 		for _, s := range w.AtoB.Captured() {
-			syns += int(s.Flags & FlagSYN / FlagSYN)
+			syns += int(s.Flags & flagSYN / flagSYN)
 		}
 		if syns != 1 {
 			t.Errorf("it took %d SYNs", syns)

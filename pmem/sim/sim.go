@@ -151,9 +151,6 @@ func (m *Memory) TellApart() { m.mu.Lock(); m.apart = true; m.mu.Unlock() }
 // Ops is how many operations there were.
 func (m *Memory) Ops() int { m.mu.Lock(); defer m.mu.Unlock(); return m.ops }
 
-// AtRisk is how many lines power failure could change.
-func (m *Memory) AtRisk() int { m.mu.Lock(); defer m.mu.Unlock(); return len(m.lines) }
-
 // op announces an operation; dropped says that a mutant leaves it out.
 func (m *Memory) op(k Kind) (dropped bool) {
 	if m.hook == nil && m.mutant == nil {

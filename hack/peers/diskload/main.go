@@ -126,7 +126,7 @@ func (w *writer) alone() error {
 		}
 		off := w.next(w.data)
 		if n, err := unix.Pwrite(w.fd, w.data, off); err != nil || n != block {
-			return fmt.Errorf("write at %d: %d bytes, %w", off, n, err)
+			return fmt.Errorf("write at %d: %d bytes, %v", off, n, err)
 		}
 		w.latencies = append(w.latencies, time.Since(w.start)-begin)
 	}

@@ -133,7 +133,7 @@ func (r *Report) connectionsChart(file, alt, y string, f func(bench.Throughput) 
 	return c
 }
 
-// cpuChart is of streams over the fewest connections.
+// cpuChart is of streams over one connection.
 func (r *Report) cpuChart() chart {
 	c := chart{file: "cpu.svg", alt: "CPU seconds for each GiB"}
 	for i := range r.Paths {

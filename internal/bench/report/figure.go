@@ -46,10 +46,9 @@ type series struct {
 	xy     plotter.XYs
 }
 
-// panel is one set of axes. Y is logarithmic; X is, unless it is not.
+// panel is one set of axes, both logarithmic.
 type panel struct {
 	title, x, y string
-	linearX     bool
 	ticks       []plot.Tick // of X; nil: round numbers
 	lines       []series
 	// Or bars, from top to bottom, of parts one after the other, X linear.
@@ -176,21 +175,15 @@ func (p *panel) plot(explain func(string, ...plot.Thumbnailer), low, high float6
 	}
 	g.Y.Scale, g.Y.Tick.Marker = plot.LogScale{}, logTicks{}
 	g.Y.Min, g.Y.Max = outward(low, high)
-	if !p.linearX {
-		g.X.Scale, g.X.Tick.Marker = plot.LogScale{}, logTicks{}
-	}
+	g.X.Scale, g.X.Tick.Marker = plot.LogScale{}, logTicks{}
 	if p.ticks != nil {
 		g.X.Tick.Marker = plot.ConstantTicks(p.ticks)
 		g.X.Min = min(g.X.Min, p.ticks[0].Value)
 		g.X.Max = max(g.X.Max, p.ticks[len(p.ticks)-1].Value)
 	}
 	// Markers at the edges are whole.
-	if p.linearX {
-		g.X.Min, g.X.Max = g.X.Min-0.2, g.X.Max+0.2
-	} else {
-		f := math.Pow(g.X.Max/g.X.Min, 0.03)
-		g.X.Min, g.X.Max = g.X.Min/f, g.X.Max*f
-	}
+	f := math.Pow(g.X.Max/g.X.Min, 0.03)
+	g.X.Min, g.X.Max = g.X.Min/f, g.X.Max*f
 	return g, nil
 }
 

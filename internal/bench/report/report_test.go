@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror/internal/bench"
 )
@@ -141,12 +142,36 @@ func TestReportGoesOn(t *testing.T) {
 	}
 }
 
+// A report that does not fit on the disk leaves the figures of the one before.
+func TestReportOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skip("needs root: ", err)
+	}
+	defer unix.Unmount(dir, 0)
+	old := &Report{Version: "old", Host: &bench.Host{}}
+	if err := old.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	figures := read(t, dir, dataFile)
+	large := &Report{Version: strings.Repeat("new", 100<<10), Host: &bench.Host{}}
+	if err := large.Write(dir); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("%v", err)
+	}
+	if got := read(t, dir, dataFile); got != figures {
+		t.Errorf("of %d bytes %d are left", len(figures), len(got))
+	}
+	if err := old.Write(dir); err != nil { // nothing that is left takes the room
+		t.Error(err)
+	}
+}
+
 func TestReadRefuses(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Read(dir); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
-	for _, content := range []string{"", "{}", "[]"} {
+	for _, content := range []string{"", "{}", "[]", `{"host":{},"commits":[null]}`} {
 		if err := os.WriteFile(filepath.Join(dir, dataFile), []byte(content), 0o644); err != nil {
 			t.Fatal(err)
 		}

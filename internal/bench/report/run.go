@@ -47,7 +47,7 @@ type Report struct {
 	Duration float64     `json:"duration_of_each_s"`
 	Host     *bench.Host `json:"host"`
 	// Busy is how many processors' worth of other work ran in the second
-	// before, Load the average over a minute before and after.
+	// before. LoadAfter is at the end what Host's load is at the start.
 	Busy      float64 `json:"busy_before"`
 	LoadAfter string  `json:"load_after"`
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 const (
@@ -26,6 +27,9 @@ func Read(dir string) (*Report, error) {
 	}
 	if r.Host == nil {
 		return nil, fmt.Errorf("%s is not a report: it describes no machine", filepath.Join(dir, dataFile))
+	}
+	if i := slices.Index(r.Commits, nil); i >= 0 {
+		return nil, fmt.Errorf("%s is not a report: number %d of its commits is null; measure anew, without --render", filepath.Join(dir, dataFile), i+1)
 	}
 	return r, nil
 }
@@ -52,7 +56,7 @@ func (r *Report) Write(dir string) error {
 		return err
 	}
 	// The figures first: whatever else fails, they are not lost.
-	if err := os.WriteFile(filepath.Join(dir, dataFile), append(data, '\n'), 0o644); err != nil {
+	if err := replace(filepath.Join(dir, dataFile), append(data, '\n')); err != nil {
 		return err
 	}
 	charts, err := r.charts()
@@ -72,6 +76,19 @@ func (r *Report) Write(dir string) error {
 		}
 	}
 	return os.WriteFile(filepath.Join(dir, textFile), []byte(r.markdown(charts)), 0o644)
+}
+
+// replace writes a file in place of one that was there, which stays where that
+// fails: of a full disk the measurements of before are not the price.
+func replace(path string, data []byte) error {
+	err := os.WriteFile(path+".new", data, 0o644)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		os.Remove(path + ".new")
+	}
+	return err
 }
 
 // removeCharts removes what an earlier report left that this one may not have.

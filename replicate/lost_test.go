@@ -1,0 +1,34 @@
+package replicate_test
+
+import (
+	"testing"
+
+	"github.com/nvmmirror/nvmmirror/journal"
+	"github.com/nvmmirror/nvmmirror/replicate"
+)
+
+// What a peer's hello says of log that was lost here: to a primary all that the peer
+// holds beyond it, to who holds the title what was acknowledged, to others nothing.
+func TestLostLog(t *testing.T) {
+	theirs := enemy()
+	theirs.Lineage, theirs.Role, theirs.End, theirs.Acked = replicate.UUID{9}, replicate.Secondary, 640, 320
+	theirs.History = journal.History{{Epoch: enemyEpoch, PeerIn: true}}
+	for _, c := range []struct {
+		role  replicate.Role
+		title bool
+		end   journal.LSN
+		want  journal.LSN
+	}{
+		{replicate.Primary, false, 384, 640},
+		{replicate.Primary, false, 640, 0},
+		{replicate.Secondary, true, 128, 320},
+		{replicate.Secondary, true, 384, 0},
+		{replicate.Secondary, false, 128, 0},
+	} {
+		mine := theirs
+		mine.Node, mine.Role, mine.Title, mine.End, mine.Acked = 0xd, c.role, c.title, c.end, min(c.end, 128)
+		if got := replicate.LostLog(mine, theirs); got != c.want {
+			t.Errorf("%v, title %v, up to %d: %d, want %d", c.role, c.title, c.end, got, c.want)
+		}
+	}
+}
