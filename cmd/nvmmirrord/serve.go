@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -65,6 +66,9 @@ const readyTime = 5 * time.Second // for the daemon to answer itself
 
 // serve runs a node until ctx ends.
 func serve(ctx context.Context, file string, level zapcore.Level, acceptLoss bool) (err error) {
+	// A Go program that panics ends with 2, which says that the configuration is
+	// wrong: a service manager would leave the node down. So it ends by SIGABRT.
+	debug.SetTraceback("crash")
 	// A terminal that is closed, or a reader of the log that is gone, must not take
 	// a node down that its peer may depend on.
 	signal.Ignore(unix.SIGPIPE)

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestServeStandalone(t *testing.T) {
@@ -124,6 +126,21 @@ func TestServeOutlivesItsTerminal(t *testing.T) {
 	n.cmd = nil
 	if out := must(t, "info", n.region); strings.Contains(out, "not closed cleanly") {
 		t.Errorf("%s", out)
+	}
+}
+
+// TestCrashIsNoUsageError: Go's own exit code for a panic, or for the SIGQUIT that
+// prints its stacks in the same way, is 2, after which systemd restarts nothing.
+func TestCrashIsNoUsageError(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, directory(t), "a", "", "")
+	n.start()
+	if err := unix.Prlimit(n.cmd.Process.Pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	code := n.stop(syscall.SIGQUIT)
+	if state := n.cmd.ProcessState.Sys().(syscall.WaitStatus); !state.Signaled() || state.Signal() != syscall.SIGABRT {
+		t.Errorf("exit code %d, %v", code, n.cmd.ProcessState)
 	}
 }
 
