@@ -70,7 +70,7 @@ func exitCode(err error) int {
 			return exitRefused
 		case admin.KindDamage:
 			return exitDamage
-		case admin.KindUsage:
+		case admin.KindUsage, admin.KindRange: // a volume does not grow
 			return exitUsage
 		}
 	}

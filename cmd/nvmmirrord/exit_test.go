@@ -39,6 +39,7 @@ func TestExitCode(t *testing.T) {
 		{&admin.Error{Kind: admin.KindTimeout}, exitFailed},
 		{&admin.Error{Kind: admin.KindUnreachable}, exitFailed},
 		{&admin.Error{Kind: admin.KindUsage}, exitUsage},
+		{&admin.Error{Kind: admin.KindRange}, exitUsage},
 		{&admin.Error{Kind: admin.KindDamage}, exitDamage},
 		{&admin.Error{Kind: admin.KindRefused}, exitRefused},
 	} {

@@ -31,7 +31,7 @@ such a block, lists it on standard error, goes on, and ends with exit 3.`, admin
 			return err
 		}
 		if int64(offset) > s.Size || int64(length) > s.Size-int64(offset) {
-			return fmt.Errorf("%d bytes at offset %d are beyond the end of the volume, which has %d", length, offset, s.Size)
+			return usageErrorf("%d bytes at offset %d are beyond the end of the volume, which has %d", length, offset, s.Size)
 		}
 		r := reader{c: c, out: cmd.OutOrStdout(), errs: cmd.ErrOrStderr(), skip: skip}
 		if err := r.copy(cmd.Context(), int64(offset), int64(length)); err != nil {

@@ -43,11 +43,11 @@ func TestServeStandalone(t *testing.T) {
 		t.Error("what was read is not what was written")
 	}
 	n.fails(exitFailed, []string{"wait", "--for", "in-sync"}, "standalone")
-	n.fails(exitFailed, []string{"read", "--offset", "4MiB", "--length", "1"}, "beyond the end of the volume, which has 4194304")
+	n.fails(exitUsage, []string{"read", "--offset", "4MiB", "--length", "1"}, "beyond the end of the volume, which has 4194304")
 	if r := n.write(0, nil); r.code != exitDone || r.stdout != "" {
 		t.Errorf("an empty write: %+v", r)
 	}
-	check(t, n.write(regionSize-65536, make([]byte, 65537), "--chunk", "64KiB"), exitFailed, []string{"write over the end"},
+	check(t, n.write(regionSize-65536, make([]byte, 65537), "--chunk", "64KiB"), exitUsage, []string{"write over the end"},
 		"the chunk at offset 4194304 was not written", "acknowledged before it: 1 transactions of 65536 bytes, up to LSN ")
 	check(t, n.write(0, []byte("x"), "--chunk", "1MiB"), exitUsage, []string{"write"}, "a transaction of this volume holds at most 520192 bytes")
 
