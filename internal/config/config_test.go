@@ -98,6 +98,7 @@ func TestParseErrors(t *testing.T) {
 		{"listen missing", change(`listen`, `# listen`), `f:4:2: peer.listen: is missing`},
 		{"listen name", change(`"10.0.0.1:7447"`, `"node-a:7447"`), `f:5:1: peer.listen: is "node-a:7447", not an IP address with a port, such as "10.0.0.1:7447" or "[fd00::1]:7447"`},
 		{"listen wildcard", change(`"10.0.0.1:7447"`, `"0.0.0.0:7447"`), `f:5:1: peer.listen: is "0.0.0.0:7447": connections are made from this node's address to the peer's, so both must be definite`},
+		{"listen multicast", change(`"10.0.0.1:7447"`, `"224.0.0.1:7447"`), `f:5:1: peer.listen: is "224.0.0.1:7447": connections are made from this node's address to the peer's, so both must be definite`},
 		{"no port", change(`"10.0.0.2:7448"`, `"10.0.0.2"`), `f:6:1: peer.address: is "10.0.0.2", not an IP address with a port, such as "10.0.0.1:7447" or "[fd00::1]:7447"`},
 		{"own peer", change(`"10.0.0.2:7448"`, `"10.0.0.1:7447"`), `f:6:1: peer.address: is 10.0.0.1:7447, as peer.listen: a node cannot be its own peer`},
 		{"families", change(`"10.0.0.2:7448"`, `"[fd00::2]:7448"`), `f:6:1: peer.address: is [fd00::2]:7448, and peer.listen is 10.0.0.1:7447: both must be IPv4, or both IPv6`},

@@ -222,7 +222,7 @@ func (r *reader) addr(key string, v any) netip.AddrPort {
 	switch {
 	case err != nil:
 		r.fail(key, `is %q, not an IP address with a port, such as "10.0.0.1:7447" or "[fd00::1]:7447"`, s)
-	case a.Addr().IsUnspecified() || a.Port() == 0:
+	case a.Addr().IsUnspecified() || a.Addr().IsMulticast() || a.Port() == 0:
 		r.fail(key, "is %q: connections are made from this node's address to the peer's, so both must be definite", s)
 	}
 	return a
