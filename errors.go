@@ -23,8 +23,8 @@ var (
 	// ErrOutcomeUnknown: Commit's wait ended early. The transaction may or
 	// may not survive.
 	ErrOutcomeUnknown = journal.ErrOutcomeUnknown
-	// ErrTooLarge: a transaction is larger than a quarter of the journal, or
-	// than 64 MiB.
+	// ErrTooLarge: a transaction with its headers is larger than a quarter
+	// of the journal, or than 64 MiB.
 	ErrTooLarge = journal.ErrTooLarge
 	// ErrClosed: the volume, or the transaction, has been closed.
 	ErrClosed = errors.New("closed")

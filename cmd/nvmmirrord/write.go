@@ -60,7 +60,7 @@ is unknown; it says so, and what was acknowledged before it, exit 1.`,
 	})
 	f := cmd.Flags()
 	f.Var(&offset, "offset", "where to start, such as 4096 or 1MiB (required)")
-	f.Var(&chunk, "chunk", "bytes of a transaction, at most a quarter of the journal and 64MiB")
+	f.Var(&chunk, "chunk", "bytes of a transaction, less than a quarter of the journal and than 64MiB")
 	f.DurationVar(&timeout, "timeout", 0, "how long each transaction may wait for its acknowledgement (0: for ever)")
 	cmd.MarkFlagRequired("offset") // the flag exists
 	return cmd
