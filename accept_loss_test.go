@@ -74,7 +74,7 @@ func TestInspectOfLostLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop, err := v.InspectJournal(context.Background(), JournalOptions{Records: true, Data: -1}, func(*SegmentInfo) error { return nil })
-	if err != nil || !stop.Damaged || stop.Reason != v.damage.Load().Error() {
+	if err != nil || !stop.Damaged || stop.Acked != v.damage.Load().Acked || stop.Reason != v.damage.Load().Error() {
 		t.Errorf("%v, %+v", err, stop)
 	}
 	v.damage.Store(nil) // it closes as one that is whole

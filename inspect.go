@@ -100,7 +100,7 @@ type Outlook struct {
 	From         LSN    `json:"from"`
 	End          LSN    `json:"end"`
 	Apply        LSN    `json:"apply"`
-	Acked        LSN    `json:"acked_lsn"` // proven to be acknowledged by all required nodes
+	Acked        LSN    `json:"acked_lsn"` // proven to be acknowledged by all required nodes; above End where damaged
 	Segments     int    `json:"segments"`
 	Transactions int    `json:"transactions"`
 	Ending       Ending `json:"ending"`
@@ -242,7 +242,7 @@ func foresee(mem []byte, m *metadata) (*Outlook, journal.Scan) {
 	}
 	scan, err := survey(mem, m, nil)
 	o := &Outlook{
-		From: scan.From, End: scan.End, Acked: min(scan.Acked, scan.End), Segments: scan.Segments, Transactions: scan.Transactions,
+		From: scan.From, End: scan.End, Acked: scan.Acked, Segments: scan.Segments, Transactions: scan.Transactions,
 		Ending: endingOf(scan.Stop), Stop: scan.Stop.Error(),
 	}
 	if err != nil {
@@ -250,7 +250,7 @@ func foresee(mem []byte, m *metadata) (*Outlook, journal.Scan) {
 		return o, scan
 	}
 	found := *m
-	found.State.Acked = o.Acked
+	found.State.Acked = min(scan.Acked, scan.End)
 	o.Apply = applyLimit(&found, scan.End)
 	switch {
 	case scan.Damage != nil:

@@ -62,7 +62,7 @@ type RecordInfo struct {
 type JournalStop struct {
 	From         LSN    `json:"from"` // the checkpoint: what is below is not needed
 	End          LSN    `json:"end"`
-	Acked        LSN    `json:"acked_lsn"`
+	Acked        LSN    `json:"acked_lsn"` // known to be acknowledged; above End where damaged
 	Ending       Ending `json:"ending"`
 	Reason       string `json:"reason"`
 	Segments     int    `json:"segments"`
@@ -205,7 +205,7 @@ func (v *Volume) InspectJournal(ctx context.Context, o JournalOptions, show func
 	stop := &JournalStop{From: v.Checkpoint(), End: v.journal.End(), Ending: EndLive, Reason: "the volume is open: its log goes on"}
 	stop.Acked = min(v.acked(), stop.End)
 	if d := v.damage.Load(); d != nil && (*node)(v).Damaged() {
-		stop.Ending, stop.Reason, stop.Damaged = EndDamaged, d.Error(), true
+		stop.Acked, stop.Ending, stop.Reason, stop.Damaged = max(stop.Acked, d.Acked), EndDamaged, d.Error(), true
 	}
 	l := liveReader{v: v, m: &m}
 	var h journal.Header

@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -150,6 +152,9 @@ func TestInspectJournalOfClosedRegion(t *testing.T) {
 	}
 	if !stop.Damaged || stop.Ending != EndDamaged || stop.Unreachable != 5 || states["unreachable"] != 5 || stop.End != c.ends[last-6] {
 		t.Errorf("%+v, %v", stop, states)
+	}
+	if !strings.Contains(stop.Reason, fmt.Sprintf("below %d which was acknowledged", stop.Acked)) {
+		t.Errorf("acknowledged up to %d, and %s", stop.Acked, stop.Reason)
 	}
 }
 
