@@ -62,7 +62,7 @@ func (e *InUseError) Is(target error) bool { return target == ErrInUse }
 type AllocError struct {
 	Path string
 	Size int64 // bytes wanted
-	Free int64 // bytes that the filesystem has left, -1 where unknown
+	Free int64 // bytes that the filesystem had left before, -1 where unknown
 	Err  error
 }
 

@@ -125,6 +125,26 @@ func TestOpenOnFilledXFS(t *testing.T) {
 	}
 }
 
+// TestCreateBeyondXFS: what is said to be free is what the region could have had,
+// not what was left when the storage that it took did not suffice.
+func TestCreateBeyondXFS(t *testing.T) {
+	dir := newXFS(t)
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	before := freeBytes(f)
+	var full *AllocError
+	if r, err := Create(filepath.Join(dir, "region"), 1<<30, Options{Accept: Paged}); !errors.As(err, &full) {
+		r.Close()
+		t.Fatalf("1 GiB on a filesystem of 320 MiB: %v", err)
+	}
+	if full.Free < before/2 {
+		t.Errorf("%v, of %d that were free", full, before)
+	}
+}
+
 // TestOpenFillsAHoleOnFilledXFS: room for what is missing is enough.
 func TestOpenFillsAHoleOnFilledXFS(t *testing.T) {
 	dir := newXFS(t)

@@ -51,8 +51,9 @@ func allocate(f *os.File, path string, size int64) error {
 	if err := room(f, path, size); err != nil {
 		return err
 	}
-	if err := unshare(f, path, size); err != nil {
-		return err
+	free := freeBytes(f) // before what does not suffice is taken
+	if err := unshare(f, size); err != nil {
+		return &AllocError{Path: path, Size: size, Free: free, Err: err}
 	}
 	for off := int64(0); off < size; off += allocStep {
 		n := min(allocStep, size-off)
@@ -70,7 +71,7 @@ func allocate(f *os.File, path string, size int64) error {
 				continue
 			}
 		}
-		return allocError(f, path, size, err)
+		return &AllocError{Path: path, Size: size, Free: free, Err: err}
 	}
 	return nil
 }
@@ -98,19 +99,19 @@ func allocateGaps(f *os.File, off, n int64, full error) error {
 	return nil
 }
 
-func allocError(f *os.File, path string, size int64, err error) error {
-	e := &AllocError{Path: path, Size: size, Free: -1, Err: err}
+// freeBytes is what the filesystem of f has left, -1 where that is unknown.
+func freeBytes(f *os.File) int64 {
 	var fs unix.Statfs_t
-	if unix.Fstatfs(int(f.Fd()), &fs) == nil {
-		e.Free = int64(fs.Bavail) * int64(fs.Bsize)
+	if unix.Fstatfs(int(f.Fd()), &fs) != nil {
+		return -1
 	}
-	return e
+	return int64(fs.Bavail) * int64(fs.Bsize)
 }
 
 // unshare gives f storage of its own for what a copy of it, or of which it is one,
 // shares (cp on XFS and btrfs): a store there would have to find room, and where
 // there is none it faults.
-func unshare(f *os.File, path string, size int64) error {
+func unshare(f *os.File, size int64) error {
 	extents, err := extentsOf(f)
 	if err != nil {
 		return nil // a filesystem without extents shares none
@@ -129,7 +130,7 @@ func unshare(f *os.File, path string, size int64) error {
 				}
 			}
 			if err != nil {
-				return allocError(f, path, size, fmt.Errorf("%w: it shares storage with a copy, and needs as much of its own", err))
+				return fmt.Errorf("%w: it shares storage with a copy, and needs as much of its own", err)
 			}
 		}
 	}
