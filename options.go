@@ -35,10 +35,10 @@ const (
 
 // Options say how to open a volume.
 type Options struct {
-	Ack        Ack        // "": both
-	OnPeerLoss OnPeerLoss // "": block
-	Peer       *Peer      // nil: standalone
-	Logger     *zap.Logger
+	Ack        Ack         // "": both
+	OnPeerLoss OnPeerLoss  // "": block
+	Peer       *Peer       // nil: standalone
+	Logger     *zap.Logger // nil: nothing is logged
 	// AcceptLoss opens a standalone region also where its journal is damaged
 	// below what was acknowledged: what lies behind the damage is lost. Else
 	// Open fails with a [*DamageError]. A primary whose peer is required, and may

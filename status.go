@@ -46,23 +46,24 @@ type Progress struct {
 	Total int64 `json:"total_bytes"`
 }
 
-// Counters count since the volume was opened.
+// Counters count since the volume was opened, but for UnverifiedBlocks, which are
+// those of now.
 type Counters struct {
-	Commits          uint64 `json:"commits"`
-	CommittedBytes   uint64 `json:"committed_bytes"`
-	Reads            uint64 `json:"reads"`
+	Commits          uint64 `json:"commits"`         // acknowledged
+	CommittedBytes   uint64 `json:"committed_bytes"` // of their records in the log, headers included
+	Reads            uint64 `json:"reads"`           // calls
 	Checkpoints      uint64 `json:"checkpoints"`
-	CRCFailures      uint64 `json:"crc_failures"`
-	Resends          uint64 `json:"resends"`
-	Reconnects       uint64 `json:"reconnects"`
+	CRCFailures      uint64 `json:"crc_failures"` // frames and messages of the peer
+	Resends          uint64 `json:"resends"`      // that the peer asked for
+	Reconnects       uint64 `json:"reconnects"`   // sessions after the first
 	DialFailures     uint64 `json:"dial_failures"`
 	Refused          uint64 `json:"refused_handshakes"`
-	BadBlocks        uint64 `json:"bad_blocks"`
-	RepairedBlocks   uint64 `json:"repaired_blocks"`
-	UnverifiedBlocks int64  `json:"unverified_blocks"`
-	ScrubbedBlocks   uint64 `json:"scrubbed_blocks"`
-	MetadataRepairs  uint64 `json:"metadata_repairs"`
-	MD5Failures      uint64 `json:"md5_failures"`
+	BadBlocks        uint64 `json:"bad_blocks"`        // found not to match their checksums, or not readable
+	RepairedBlocks   uint64 `json:"repaired_blocks"`   // from the peer
+	UnverifiedBlocks int64  `json:"unverified_blocks"` // not compared with the peer since a crash
+	ScrubbedBlocks   uint64 `json:"scrubbed_blocks"`   // verified in the background
+	MetadataRepairs  uint64 `json:"metadata_repairs"`  // of one copy from the other
+	MD5Failures      uint64 `json:"md5_failures"`      // of the kernel, all connections of the network namespace
 }
 
 // Status is the volume's state now.

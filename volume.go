@@ -201,7 +201,10 @@ func format(mem pmem.Memory, m *metadata) (err error) {
 }
 
 // Open opens a region: it recovers it, and takes up the role that the region
-// remembers. Close must follow.
+// remembers. Close must follow. Beside those of [pmem.Open], an error of the region
+// is [ErrNotRegion], a [*NewerError], a [*CorruptError] (both metadata copies), a
+// [*LengthError], a [*WeakerError], a [*ShutdownError], or, standalone, a
+// [*DamageError]; one of the listen address is a [*transport.SetupError].
 func Open(path string, o Options) (*Volume, error) {
 	o, err := o.withDefaults()
 	if err != nil {
