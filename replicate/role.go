@@ -210,12 +210,12 @@ func (p *Pair) mayGoAlone(force bool) error {
 		return nil // it does not need the peer
 	case p.node.Damaged() && !force:
 		return &RefusedError{"the journal here is damaged below what was acknowledged; reconnect the peer, which can repair it, or force it and lose that"}
-	case !st.Title && !force:
+	case p.Phase() == PhaseInSync && !force:
+		return &RefusedError{"the peer is in sync; nothing is waiting for it"}
+	case !st.Title && !force: // as of each primary in sync under policy block
 		return &RefusedError{"this node does not hold the title: the peer does and may have been promoted, or the title was on its way; make sure that the peer is down for good, then use force"}
 	case p.rival.Load() && !force:
 		return &RefusedError{"the peer is primary as well; settle first whose data is to stay, then demote the other or replace its region"}
-	case p.Phase() == PhaseInSync && !force:
-		return &RefusedError{"the peer is in sync; nothing is waiting for it"}
 	}
 	return nil
 }

@@ -197,8 +197,9 @@ func TestPromoteRefused(t *testing.T) {
 	})
 	t.Run("primary alive", func(t *testing.T) {
 		t.Parallel()
-		_, b := inSync(t, "")
+		a, b := inSync(t, "")
 		b.fails(exitRefused, []string{"promote"}, "the peer is primary and connected; demote it first")
+		a.fails(exitRefused, []string{"continue-alone"}, "the peer is in sync; nothing is waiting for it")
 	})
 	t.Run("the title is the primary's", func(t *testing.T) {
 		t.Parallel()
