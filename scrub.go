@@ -33,12 +33,16 @@ func (v *Volume) newScrubber() *scrubber {
 
 // look looks at the blocks that have become due. One that does not match its entry, or
 // cannot be read, is damaged as if a reader had met it: it is noted, logged, and
-// fetched from the peer.
+// fetched from the peer. There are no readers while log is still to be redone.
 func (s *scrubber) look() {
 	v, now := s.v, time.Now()
 	blocks := v.size / blockSize
-	s.due = min(s.due+float64(blocks)*now.Sub(s.last).Seconds()/scrubPass.Seconds(), float64(blocks))
+	passed := now.Sub(s.last)
 	s.last = now
+	if v.Applied() < LSN(v.redoUntil.Load()) {
+		return // a block that does not match may be one that redo will settle
+	}
+	s.due = min(s.due+float64(blocks)*passed.Seconds()/scrubPass.Seconds(), float64(blocks))
 	for ; s.due >= 1 && v.failed.Load() == nil; s.due-- {
 		ok, err := v.sound(s.next)
 		if err == nil && !ok {
