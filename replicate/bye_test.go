@@ -108,7 +108,7 @@ func (n *deprived) Repaired(_ int64, _ []byte, _ BlockInfo, _ journal.LSN, err e
 
 // TestWhyABlockIsMissing: what the peer says of it is shown as any text of a peer's.
 func TestWhyABlockIsMissing(t *testing.T) {
-	n := &deprived{}
+	n := &deprived{Node: shelf{}}
 	text := append([]byte("not whole either\x1b[2J\x80"), bytes.Repeat([]byte("x"), 100<<10)...)
 	if err := (&Pair{node: n}).takeRepair(&message{typ: msgBlockMissing}, text); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ const (
 	TypeFrame      = uint16(msgFrame)
 	TypeBlocks     = uint16(msgBlocks)
 	TypeBlocksDone = uint16(msgBlocksDone)
+	TypeMissing    = uint16(msgBlockMissing)
 	TypeBye        = uint16(msgBye)
 	TypeLast       = uint16(msgSpread)
 )

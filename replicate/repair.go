@@ -136,6 +136,9 @@ func (p *Pair) takeRepair(m *message, body []byte) error {
 		p.poke() // there is room for more
 	}
 	p.mu.Unlock()
+	if m.a >= uint64(p.node.Geometry().Size/BlockSize) {
+		return &WireError{fmt.Sprintf("an answer about block %d, of which there is none", m.a)}
+	}
 	if m.typ == msgBlockMissing {
 		var info BlockInfo
 		if m.b == 1 && len(body) >= blockInfoSize {
@@ -144,7 +147,7 @@ func (p *Pair) takeRepair(m *message, body []byte) error {
 		p.node.Repaired(int64(m.a), nil, info, journal.LSN(m.c), fmt.Errorf("the peer cannot help: %s", printable(body)))
 		return nil
 	}
-	if m.b != 1 || len(body) != blockInfoSize+BlockSize || m.a >= uint64(p.node.Geometry().Size/BlockSize) {
+	if m.b != 1 || len(body) != blockInfoSize+BlockSize {
 		return &WireError{fmt.Sprintf("%d blocks from %d in answer to a request for one", m.b, m.a)}
 	}
 	info, data := getBlockInfo(body), body[blockInfoSize:]

@@ -351,3 +351,24 @@ func TestAcceptPausesAfterFailure(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A peer tells of a block that there is not: that ends the session, not the process.
+func TestMissingBlockThatIsNone(t *testing.T) {
+	for _, block := range []uint64{1 << 40, 1 << 63, 1<<64 - 1} {
+		v := newVictim(t, nvmmirror.Alone)
+		if err := v.Promote(context.Background(), true); err != nil {
+			t.Fatal(err)
+		}
+		p := v.connect(1 << 20)
+		session, _, ok := asFollower(p)
+		if !ok {
+			t.Fatal("it does not lead")
+		}
+		said := bytes.Repeat([]byte{1}, 16) // what its table says of the block
+		p.send(replicate.Message{Type: replicate.TypeMissing, Session: session, A: block, B: 1, C: 64, Body: said}.Encode())
+		if m, ok := p.await(replicate.TypeBye); !ok || !bytes.Contains(m.Body, []byte("nonsense")) {
+			t.Errorf("block %d: %q", block, m.Body)
+		}
+		v.survives(true)
+	}
+}
