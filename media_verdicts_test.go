@@ -239,3 +239,54 @@ func repairOverPowerFailures(t *testing.T, drop func(sim.Op) bool) error {
 	w.v.pair.Close()
 	return w.wrong
 }
+
+// A process is killed before the checkpoint that would store the verdict on a block. The
+// next one sees it, and counts the block as damaged: so it has to be durable there.
+func TestVerdictOutlivesAKillAndAPowerFailure(t *testing.T) {
+	if err := verdictOverAKill(t, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func verdictOverAKill(t *testing.T, drop func(sim.Op) bool) error {
+	w := newVerdicts(t, 1, drop)
+	defer w.mem.Close()
+	w.doing = "after a kill"
+	const block = 2
+	write := func(off int64, p []byte) {
+		copy(w.next[off:], p)
+		_, err := w.v.WriteAt(p, off)
+		w.must(err)
+		copy(w.old, w.next)
+	}
+	write(block*blockSize, bytes.Repeat([]byte("a"), blockSize))
+	w.must(w.v.checkpoint(false))
+	flip := w.v.data.Off + block*blockSize + 2000
+	w.mem.Raw(flip, []byte{'X'}, false)
+	w.mem.Flush(flip, 1)
+	w.must(w.mem.Fence())
+	if _, err := w.v.ReadAt(make([]byte, 1), block*blockSize); !isCorrupt(err) {
+		w.fail("not found: %v", err)
+	}
+	w.flipped[block] = true
+	w.v.pair.Close()
+	w.mem.Killed()
+	known := func(mem *sim.Memory) *Volume {
+		v, err := openMemory("sim", mem, w.o)
+		if w.must(err); err == nil && !v.bad.has(block) {
+			w.fail("the verdict is gone")
+		}
+		return v
+	}
+	v := known(w.mem)
+	w.mem.Images(10, w.rng, func(image *sim.Memory) { known(image) }) // power fails where recovery ends
+	if w.wrong != nil {
+		return w.wrong
+	}
+	w.v = v
+	w.must(v.takeUp())
+	defer v.pair.Close()
+	write(block*blockSize, []byte("beside it"))
+	w.look(sim.Op{}, 300)
+	return w.wrong
+}

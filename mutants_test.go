@@ -72,7 +72,10 @@ func damageMutants(t *testing.T, dropped map[string]int) {
 		if err := knownDamageUnderLoad(t, drop); err != nil {
 			return err
 		}
-		return repairOverPowerFailures(t, drop)
+		if err := repairOverPowerFailures(t, drop); err != nil {
+			return err
+		}
+		return verdictOverAKill(t, drop)
 	}
 	err := run(func(o sim.Op) bool {
 		mu.Lock()

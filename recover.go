@@ -49,14 +49,9 @@ func (v *Volume) recover() (err error) {
 		Segments: scan.Segments, Transactions: scan.Transactions, Stop: scan.Stop.Error(),
 	}
 	if !m.Clean || !m.Settled {
-		eachNoted(v.mem.Bytes()[m.Table.Off:], m.Size/blockSize, func(b int64, e entry) {
-			if e.unverified {
-				v.unverified.add(b)
-			}
-			if sum, fault := v.sum(b); e.damaged && (fault != nil || sum != e.crc) { // else it was repaired, and the mark is of before
-				v.bad.add(b)
-			}
-		})
+		if err := v.readNotes(); err != nil {
+			return err
+		}
 	}
 	v.redoUntil.Store(uint64(scan.End))
 	if scan.Damage != nil {
@@ -91,6 +86,32 @@ func (v *Volume) recover() (err error) {
 		return v.checkpoint(false) // before this start mints one more
 	}
 	return nil
+}
+
+// readNotes takes up which blocks are unverified, or were found damaged. That one was
+// found damaged, a killed process may have left visible and not durable: were it lost
+// after that, redo would take the block's checksum anew.
+func (v *Volume) readNotes() error {
+	found := false
+	eachNoted(v.mem.Bytes()[v.table.area.Off:], v.size/blockSize, func(b int64, e entry) {
+		if e.unverified {
+			v.unverified.add(b)
+		}
+		if !e.damaged {
+			return
+		}
+		if sum, fault := v.sum(b); fault != nil || sum != e.crc { // else it was repaired, and the mark is of before
+			v.bad.add(b)
+		}
+		found = true
+		at := v.table.area.Off + b*tableEntry
+		pmem.Redirty(v.mem, at, tableEntry)
+		v.mem.Flush(at, tableEntry)
+	})
+	if !found {
+		return nil
+	}
+	return v.mem.Fence()
 }
 
 // survey scans the log from the checkpoint on. What is applied was persistent
