@@ -305,10 +305,27 @@ func (v *Volume) rewrite(b int64, p []byte, cached bool) error {
 	if fault == nil {
 		return nil
 	}
+	if err := v.condemn(b); err != nil {
+		return err
+	}
 	if err := v.clearBlock(b); err != nil {
 		return fmt.Errorf("%w; replacing it: %w", fault, err)
 	}
 	return v.store(b, p, cached)
+}
+
+// condemn makes durable that a block which cannot be read is damaged. Once its memory
+// is replaced, here or by an administrator, it reads as zeros, and redo would take them
+// for what a crash has left. A checkpoint cannot do it: it would meet the fault.
+func (v *Volume) condemn(b int64) error {
+	e, ok := v.table.get(b)
+	if !ok {
+		e = entry{lsn: v.Applied(), crc: zeroBlockCRC ^ 1} // neither what will be there, nor its complement
+	}
+	e.damaged = true
+	v.table.set(b, e)
+	v.mem.Flush(v.table.area.Off+b*tableEntry, tableEntry)
+	return v.fail(v.mem.Fence())
 }
 
 func (v *Volume) store(b int64, p []byte, cached bool) (err error) {
@@ -343,12 +360,12 @@ func (v *Volume) noteBad(b int64, why string) {
 		return
 	}
 	v.bad.add(b)
-	if e, ok := v.table.get(b); ok && !e.damaged {
-		if _, fault := v.sum(b); fault == nil { // else no checkpoint could flush it
-			e.damaged = true
-			v.table.set(b, e)
-			v.changedAside(b)
-		}
+	if _, fault := v.sum(b); fault != nil {
+		v.condemn(b) // where that fails, persistence has, and it is said
+	} else if e, ok := v.table.get(b); ok && !e.damaged {
+		e.damaged = true
+		v.table.set(b, e)
+		v.changedAside(b)
 	}
 	v.counters.badBlocks.Add(1)
 	v.log.Error("damaged block", zap.String("region", v.path), zap.Int64("block", b), zap.Int64("offset", b*blockSize), zap.String("why", why))

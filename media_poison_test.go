@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
 // A block that cannot be read is fetched from the peer, as one that is damaged,
@@ -241,5 +242,116 @@ func TestReadBesideAFailure(t *testing.T) {
 	_, err := v.ReadAt(make([]byte, 100), 20*blockSize)
 	if isCorrupt(err) || !errors.Is(err, *v.failed.Load()) {
 		t.Errorf("%v", err)
+	}
+}
+
+// watched is memory of which the test sees each copy before it is done.
+type watched struct {
+	pmem.Memory
+	copies func(off int64)
+}
+
+func (m *watched) Copy(off int64, p []byte) {
+	if m.copies != nil {
+		m.copies(off)
+	}
+	m.Memory.Copy(off, p)
+}
+
+// A block that cannot be read is given new memory, and the process is killed before the
+// peer's block is there. Log above the checkpoint has changed a part of it: recovery
+// does not take the zeros for what that was cut off from.
+func TestKilledBetweenClearAndRepair(t *testing.T) {
+	needFaults(t)
+	closed, _, _ := lone(t, &media{seed: 1}, 46)
+	closed.Close()
+	for _, known := range []bool{true, false} {
+		for _, entry := range []bool{true, false} { // is it whole?
+			r, err := pmem.Open(closed.path, pmem.Options{Accept: pmem.Emulated})
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, _ := Options{Logger: nopLogger}.withDefaults()
+			mem := &watched{Memory: r}
+			v, err := newVolume(closed.path, mem, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v.region = r
+			if err := errors.Join(v.recover(), v.takeUp()); err != nil {
+				t.Fatal(err)
+			}
+			const block = 9
+			if _, err := v.WriteAt([]byte("a part of it"), block*blockSize); err != nil {
+				t.Fatal(err)
+			}
+			e, _ := v.table.get(block)
+			whole := bytes.Clone(v.block(block))
+			if !entry {
+				r.Bytes()[v.table.area.Off+block*tableEntry+9] ^= 1
+			}
+			poison(t, r.Bytes(), v.data.Off+block*blockSize)
+			if known {
+				if bad, err := v.judge(block); !bad || err != nil { // what a read does
+					t.Fatal(bad, err)
+				}
+			}
+			var image []byte
+			stores := 0
+			mem.copies = func(off int64) {
+				if off != v.data.Off+block*blockSize {
+					return
+				}
+				if stores++; stores == 2 { // the first one has met the fault
+					if image, err = os.ReadFile(v.path); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := v.takeRepair(block, whole, replicate.BlockInfo{LSN: e.lsn, CRC: crcOf(whole)}, v.Applied()); err != nil {
+				t.Fatal(err)
+			}
+			p := make([]byte, blockSize)
+			if _, err := v.ReadAt(p, block*blockSize); err != nil || !bytes.Equal(p, whole) {
+				t.Errorf("repaired: %v, or not what was there", err)
+			}
+			again := openQuiet(t, newHeapMemory(image))
+			if _, err := again.ReadAt(p, block*blockSize); !isCorrupt(err) {
+				t.Errorf("known %v, entry %v: %q is served: %v", known, entry, p[:20], err)
+			}
+			var info [1]replicate.BlockInfo
+			if (*node)(again).readBlocks(block, p, info[:]); info[0] != (replicate.BlockInfo{}) {
+				t.Errorf("known %v, entry %v: it tells the peer %+v of them", known, entry, info[0])
+			}
+			v.pair.Close()
+			r.Close()
+		}
+	}
+}
+
+// A block is known to be unreadable, and the process is killed. Its memory is readable
+// again at the next start, as zeros: it was cleared, or a hole was filled.
+func TestKnownUnreadableAfterAKill(t *testing.T) {
+	needFaults(t)
+	v, _, raw := lone(t, &media{seed: 1}, 47)
+	const block = 9
+	if err := v.checkpoint(false); err != nil {
+		t.Fatal(err)
+	}
+	v.ckptMu.Lock() // a checkpoint would end at the page
+	_, err := v.WriteAt([]byte("a part of it"), block*blockSize)
+	at := v.data.Off + block*blockSize
+	poison(t, v.mem.Bytes(), at)
+	if bad, err := v.judge(block); !bad || err != nil {
+		t.Fatal(bad, err)
+	}
+	image := bytes.Join([][]byte{raw[:at], make([]byte, blockSize), raw[at+blockSize:]}, nil)
+	v.ckptMu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 20)
+	if _, err := openQuiet(t, newHeapMemory(image)).ReadAt(p, block*blockSize); !isCorrupt(err) {
+		t.Errorf("%q is served: %v", p, err)
 	}
 }
