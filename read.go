@@ -291,8 +291,9 @@ func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, appl
 	differs := fault != nil || mine != info.CRC
 	// With equal entries, or where the peer's data holds all that is applied here and
 	// the block has not changed beyond it, the blocks are of one moment. The LSN of a
-	// damaged block's entry says nothing.
-	same := ok && !e.damaged && info.LSN == e.lsn
+	// damaged block's entry says nothing, and that of an unverified one may be too low,
+	// where it was damaged before (see readNotes).
+	same := ok && !e.damaged && info.LSN == e.lsn && !(e.unverified && v.beforeJoin(applied))
 	switch {
 	case !same && (applied < v.Applied() || info.LSN > v.Applied()):
 		return errRetryRepair
@@ -364,16 +365,21 @@ func (v *Volume) doubt(b int64, info replicate.BlockInfo, applied LSN) (err erro
 // applied before their crashes, so that neither block holds parts of later changes:
 // what is known to be acknowledged reaches as far as the last join.
 func (v *Volume) judgeUnverified(b int64, e entry, applied LSN) error {
-	v.metaMu.Lock()
-	joined := v.meta.State.Acked
-	v.metaMu.Unlock()
-	if v.Applied() < LSN(v.redoUntil.Load()) || applied < joined {
+	if v.Applied() < LSN(v.redoUntil.Load()) || v.beforeJoin(applied) {
 		return errRetryRepair
 	}
 	v.table.set(b, entry{e.lsn, ^e.crc, true, true})
 	v.changedAside(b)
 	v.noteBad(b, "it differs from the peer's, and neither was verified since a crash")
 	return errNoneVerified
+}
+
+// beforeJoin reports whether this node's data, or the peer's, which holds the log up to
+// applied, may lack log that either held before a crash.
+func (v *Volume) beforeJoin(applied LSN) bool {
+	v.metaMu.Lock()
+	defer v.metaMu.Unlock()
+	return min(applied, v.Applied()) < v.meta.State.Acked
 }
 
 // changedAside: a block or its entry has changed without the log. A checkpoint

@@ -94,19 +94,24 @@ func (v *Volume) recover() (err error) {
 func (v *Volume) readNotes() error {
 	found := false
 	eachNoted(v.mem.Bytes()[v.table.area.Off:], v.size/blockSize, func(b int64, e entry) {
+		if e.damaged {
+			found = true
+			if sum, fault := v.sum(b); fault != nil || sum != e.crc {
+				v.bad.add(b)
+			} else {
+				// It was repaired, and the mark is of before: were it to stay, a change
+				// that a crash cuts off would look like the damage. How far the block
+				// had changed before the repair, the entry does not say: the peer does.
+				e.damaged, e.unverified = false, true
+				v.table.set(b, e)
+			}
+			at := v.table.area.Off + b*tableEntry
+			pmem.Redirty(v.mem, at, tableEntry)
+			v.mem.Flush(at, tableEntry)
+		}
 		if e.unverified {
 			v.unverified.add(b)
 		}
-		if !e.damaged {
-			return
-		}
-		if sum, fault := v.sum(b); fault != nil || sum != e.crc { // else it was repaired, and the mark is of before
-			v.bad.add(b)
-		}
-		found = true
-		at := v.table.area.Off + b*tableEntry
-		pmem.Redirty(v.mem, at, tableEntry)
-		v.mem.Flush(at, tableEntry)
 	})
 	if !found {
 		return nil
