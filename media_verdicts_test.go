@@ -290,3 +290,46 @@ func verdictOverAKill(t *testing.T, drop func(sim.Op) bool) error {
 	w.look(sim.Op{}, 300)
 	return w.wrong
 }
+
+// A block is repaired, and the process killed before the checkpoint that would store its
+// entry: the next one serves the block, and so does the one after a power failure.
+func TestRepairOutlivesAKillAndAPowerFailure(t *testing.T) {
+	if err := repairOverAKill(t, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func repairOverAKill(t *testing.T, drop func(sim.Op) bool) error {
+	w := newVerdicts(t, 1, drop)
+	defer w.mem.Close()
+	w.doing = "a repair, and a kill"
+	const block = 2
+	write := func(off int64, p []byte) {
+		copy(w.next[off:], p)
+		_, err := w.v.WriteAt(p, off)
+		w.must(err)
+		copy(w.old, w.next)
+	}
+	write(block*blockSize, bytes.Repeat([]byte("a"), blockSize))
+	w.must(w.v.checkpoint(false))
+	flip := w.v.data.Off + block*blockSize + 2000
+	w.mem.Raw(flip, []byte{'X'}, false)
+	w.mem.Flush(flip, 1)
+	w.must(w.mem.Fence())
+	if _, err := w.v.ReadAt(make([]byte, 1), block*blockSize); !isCorrupt(err) {
+		w.fail("not found: %v", err)
+	}
+	write(block*blockSize+1990, []byte("over the flip"))
+	w.must(w.v.checkpoint(false))
+	good := w.old[block*blockSize:][:blockSize]
+	w.must(w.v.takeRepair(block, good, replicate.BlockInfo{LSN: w.v.Applied(), CRC: crcOf(good)}, w.v.Applied()))
+	w.v.pair.Close()
+	w.mem.Killed()
+	if w.v = w.open(w.mem); w.v == nil {
+		return w.wrong
+	}
+	defer w.v.pair.Close()
+	w.must(w.v.checkpoint(false))
+	w.look(sim.Op{}, 10)
+	return w.wrong
+}

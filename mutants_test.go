@@ -75,6 +75,9 @@ func damageMutants(t *testing.T, dropped map[string]int) {
 		if err := repairOverPowerFailures(t, drop); err != nil {
 			return err
 		}
+		if err := repairOverAKill(t, drop); err != nil {
+			return err
+		}
 		return verdictOverAKill(t, drop)
 	}
 	err := run(func(o sim.Op) bool {

@@ -334,6 +334,14 @@ func (v *Volume) takeRepair(b int64, data []byte, info replicate.BlockInfo, appl
 	if differs || !ok || e != now {
 		v.changedAside(b)
 	}
+	if differs || !ok || e.damaged {
+		// At once: were the process killed before the checkpoint, the next one would serve
+		// the block, and not know that its entry is not durable.
+		v.mem.Flush(v.table.area.Off+b*tableEntry, tableEntry)
+		if err := v.mem.Fence(); err != nil {
+			return v.fail(err)
+		}
+	}
 	v.trust(b)
 	if ok && !differs && mine == e.crc {
 		return nil
