@@ -164,3 +164,46 @@ func TestOldImageOfBeforeAPromotion(t *testing.T) {
 		t.Error("what was acknowledged is gone")
 	}
 }
+
+// A primary that was alone by decision, and wrote nothing since, comes back beside one
+// that was promoted by force and acknowledged: it gives its title up. Once the other one
+// is demoted it hears of no primary, and does not go on all the same.
+func TestNotAloneOnceTheTitleIsGone(t *testing.T) {
+	for _, m := range modes[1:] {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			a, b := pairInSync(t, testConfig{quiet: true, opt: m.opt})
+			quiesce(t, a, b)
+			b.wire.link.set(true)
+			a.peerIs(replicate.PhaseLost)
+			if err := a.ContinueAlone(context.Background(), false); err != nil {
+				t.Fatal(err)
+			}
+			a.crash()
+			a.open()
+			a.until("serving in an epoch of its own", func(s Status) bool { return s.Serving })
+			a.crash()
+			b.peerIs(replicate.PhaseLost)
+			b.promote(true)
+			commit(t, b, 0, []byte("acknowledged by b"))
+			want := content(t, b)
+			b.wire.link.set(false)
+			a.open()
+			a.until("without the title", func(s Status) bool { return !s.Title && s.Peer == replicate.PhaseRefused })
+			b.demote()
+			before := a.Status().Counters.Refused
+			s := a.until("refused by a secondary", func(s Status) bool { return s.Counters.Refused > before+1 })
+			if s.Serving {
+				t.Fatalf("serves without the title from LSN %d", s.Committed)
+			}
+			a.demote()
+			b.peerIs(replicate.PhaseConnected)
+			b.promote(false)
+			a.inSync()
+			if !bytes.Equal(content(t, b), want) {
+				t.Error("what was acknowledged is gone")
+			}
+			identical(t, b, a)
+		})
+	}
+}

@@ -131,7 +131,7 @@ func (p *Pair) goOn() error {
 // without it; ok is false where it does not.
 func (p *Pair) untilAlone() (d time.Duration, ok bool) {
 	st := p.node.State()
-	may := !p.rival.Load() && (p.looking.Load() || p.Required() && st.Alone && st.Title)
+	may := !p.rival.Load() && st.Title && (p.looking.Load() || p.Required() && st.Alone)
 	if !may || st.Role != Primary || p.node.Damaged() || p.node.Failed() != nil {
 		return 0, false
 	}
