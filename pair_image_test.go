@@ -207,3 +207,39 @@ func TestNotAloneOnceTheTitleIsGone(t *testing.T) {
 		})
 	}
 }
+
+// A primary that went on alone, by force, beside a peer with the title is damaged where
+// it did, or before: it holds no log of its new epoch any more. Its peer hears that log
+// was acknowledged under that, and is not promoted without force.
+func TestTitleBesideADamagedEpoch(t *testing.T) {
+	for _, where := range []string{"there", "before"} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			a, b := pairInSync(t, testConfig{quiet: true})
+			at := a.Status().Committed
+			fill(t, a, 7, 10, 3000)
+			quiesce(t, a, b)
+			if where == "there" {
+				at = a.Status().Committed
+			}
+			b.wire.link.set(true)
+			a.peerIs(replicate.PhaseLost)
+			if err := a.ContinueAlone(context.Background(), true); err != nil {
+				t.Fatal(err)
+			}
+			fill(t, a, 9, 10, 3000)
+			a.crash()
+			a.change(func(region []byte) { flip(t, region, at) })
+			b.wire.link.set(false)
+			a.open()
+			if s := a.Status(); !s.Damaged || s.Committed != at {
+				t.Fatalf("damaged %v, the log ends at %d, not %d", s.Damaged, s.Committed, at)
+			}
+			b.peerIs(replicate.PhaseRefused)
+			promotionIsRefused(t, b)
+			if b.Status().Title {
+				t.Error("it holds the title")
+			}
+		})
+	}
+}

@@ -224,6 +224,7 @@ func outdated(mine, theirs Side) bool {
 	if !related(mine, theirs) || !mine.Title || mine.Damaged {
 		return false
 	}
+	theirs.End = max(theirs.End, theirs.Acked) // also where that is damaged there
 	f := findFork(mine, theirs)
 	return f.ok && f.newerB && theirs.End > f.common && !droppable(theirs, f.common) && (mine.End <= f.common || droppable(mine, f.common))
 }
