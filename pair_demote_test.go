@@ -192,3 +192,46 @@ func TestDemoteOfAFailedNode(t *testing.T) {
 	}
 	b.wire.link.set(false)
 }
+
+// A primary in async mode dies with nothing that its peer lacks, which is promoted by
+// force, and goes on. It comes back in the other mode: refused, because an epoch of its
+// own did not require the peer, it is told to be demoted. So it is also where the peer
+// has been demoted meanwhile.
+func TestDemoteOfARefusedPrimary(t *testing.T) {
+	for _, role := range []string{"primary", "secondary"} {
+		t.Run(role, func(t *testing.T) {
+			t.Parallel()
+			a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}})
+			quiesce(t, a, b)
+			a.crash()
+			a.open()
+			a.inSync() // in a new epoch
+			a.close()
+			b.peerIs(replicate.PhaseLost)
+			b.promote(true)
+			commit(t, b, 0, []byte("meanwhile"))
+			setMode(Options{}, a)
+			a.open()
+			a.until("refused", func(s Status) bool { return s.Rule == string(replicate.RuleSplitBrain) && !s.Title })
+			if role == "secondary" {
+				b.demote()
+				before := a.Status().Counters.Refused
+				a.until("refused by a secondary", func(s Status) bool { return s.Counters.Refused > before+1 })
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), slow(20*time.Second))
+			defer cancel()
+			waiting := begin(ctx, a, 0, []byte("waits"))
+			a.demote()
+			if err := <-waiting; !errors.As(err, new(*ErrNotPrimary)) {
+				t.Errorf("a commit that waited: %v", err)
+			}
+			if role == "secondary" {
+				b.peerIs(replicate.PhaseConnected)
+				b.promote(false)
+			}
+			b.inSync()
+			a.roleIs("secondary")
+			identical(t, b, a)
+		})
+	}
+}

@@ -384,7 +384,10 @@ func (p *Pair) Demote(ctx context.Context) error {
 	if err := c.Acquire(ctx); err != nil {
 		return err
 	}
-	if p.Required() && p.insync.Load() == nil {
+	// What waits for a primary that does not serve yet was never taken: who is refused, as
+	// beside another primary, must be able to give way.
+	gives := !p.Serving() && (p.rival.Load() || p.Phase() == PhaseRefused)
+	if p.Required() && p.insync.Load() == nil && !gives {
 		c.Release()
 		return &RefusedError{"the peer is required and not in sync: nobody could take over what waits here; reconnect it, or continue alone first"}
 	}
