@@ -383,13 +383,14 @@ func decideFork(a, b Side, f fork) Verdict {
 		}
 	}
 	if dropA == dropB || !f.newerA && !f.newerB {
+		loseA, loseB := max(a.End, a.Acked)-f.common, max(b.End, b.Acked)-f.common // what is damaged is lost with the rest
 		way := "replace the region of the one that may go"
-		if a.End == f.common || b.End == f.common {
+		if loseA == 0 || loseB == 0 {
 			way = "demote the one that loses nothing"
 		}
 		return Verdict{Rule: RuleSplitBrain, From: f.common, Why: fmt.Sprintf(
 			"the logs forked at LSN %d: this node would lose %d bytes of log, the peer %d; %s",
-			f.common, a.End-f.common, b.End-f.common, way)}
+			f.common, loseA, loseB, way)}
 	}
 	if dropA {
 		return mirror(drop(b, a, f.common))

@@ -1,6 +1,7 @@
 package replicate_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -30,5 +31,20 @@ func TestLostLog(t *testing.T) {
 		if got := replicate.LostLog(mine, theirs); got != c.want {
 			t.Errorf("%v, title %v, up to %d: %d, want %d", c.role, c.title, c.end, got, c.want)
 		}
+	}
+}
+
+// What a damaged node had acknowledged is lost with it: a refusal does not call that one
+// that loses nothing.
+func TestDamagedNodeLosesSomething(t *testing.T) {
+	a := enemy()
+	a.Lineage, a.Role, a.End, a.Acked, a.Applied = replicate.UUID{9}, replicate.Secondary, 320, 320, 320
+	a.History = journal.History{{Epoch: enemyEpoch, PeerIn: true}}
+	b := a
+	b.Node, b.End, b.Acked, b.Applied, b.Damaged = 0xd, 128, 640, 128, true
+	b.History = a.History.Append(journal.Entry{Epoch: journal.Epoch{Counter: enemyEpoch.Counter + 1, Node: b.Node}, Start: 320})
+	v := replicate.Decide(a, b)
+	if v.Rule != replicate.RuleSplitBrain || !strings.Contains(v.Why, "this node would lose 192 bytes of log, the peer 512;") || strings.Contains(v.Why, "nothing") {
+		t.Errorf("%+v", v)
 	}
 }
