@@ -2,8 +2,10 @@ package nvmmirror
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -511,5 +513,51 @@ func TestUnverifiedOnBothNodes(t *testing.T) {
 		if err := read(); err != nil {
 			d.t.Fatal(err)
 		}
+	})
+}
+
+// A primary with policy alone has lost its peer, and waits for it, when that is promoted
+// by force, acknowledges, and is demoted. It hears of that, and the link goes before the
+// verdict: it does not go alone, though it took transactions all the while.
+func TestServingPrimaryIsOutdated(t *testing.T) {
+	direct(t, 8, Options{OnPeerLoss: Alone}, func(d *simScript) {
+		d.begin()
+		d.partition(true)
+		d.a.void = true
+		d.b.operator("promote by force", func(ctx context.Context, v *Volume) error { return v.Promote(ctx, true) })
+		d.until("promoted", func() bool { return !d.b.command && d.b.serves() })
+		d.b.commit(false, 0)
+		d.until("acknowledged", func() bool { return d.stats.acked == 1 })
+		d.b.demote()
+		d.until("demoted", func() bool { return !d.b.command })
+		if d.a.alone() || !d.a.v.pair.Serving() {
+			d.t.Fatal("alone already")
+		}
+		before := d.net.next
+		d.partition(false)
+		d.until("told", func() bool {
+			d.net.mu.Lock()
+			defer d.net.mu.Unlock()
+			return slices.ContainsFunc(d.net.pipes, func(q *simPipe) bool {
+				return q.id >= before && q.dst.life == d.a.life && q.helloTaken()
+			})
+		})
+		if d.a.alone() {
+			d.t.Fatal("alone already")
+		}
+		d.partition(true)
+		d.net.mu.Lock()
+		for _, p := range d.net.pipes {
+			d.net.lose(p)
+		}
+		d.net.mu.Unlock()
+		d.settle()
+		for range 40 {
+			d.sleep(d.timeout / 10)
+			d.settle()
+			d.whole("without the link")
+		}
+		d.partition(false)
+		d.until("in sync", d.every(nil, d.inSync))
 	})
 }

@@ -169,7 +169,7 @@ func (p *Pair) handshake(s *session) error {
 		return errAgain
 	}
 
-	if outdated(mine, theirs) && !p.Serving() {
+	if outdated(mine, theirs) && !(p.Serving() && !p.Required()) { // who serves without the peer has a log of its own
 		// Durably, and before the verdict, as above.
 		var err error
 		if mine.Role == Primary && theirs.Role != Primary {
