@@ -165,6 +165,41 @@ func TestOldImageOfBeforeAPromotion(t *testing.T) {
 	}
 }
 
+// The same of a primary that had log which nobody acknowledged: the title does not stay
+// at neither.
+func TestOldImageWithATail(t *testing.T) {
+	t.Parallel()
+	a, b := pairInSync(t, testConfig{quiet: true, opt: Options{OnPeerLoss: Alone}, timeout: slow(2 * time.Second)})
+	quiesce(t, a, b)
+	b.wire.link.set(true)
+	waits := begin(context.Background(), a, 0, []byte("waits"))
+	a.until("written", func(s Status) bool { return s.Committed > s.Acked })
+	a.crash()
+	<-waits
+	var old []byte
+	a.change(func(region []byte) { old = bytes.Clone(region) })
+	b.promote(true)
+	commit(t, b, 0, []byte("instead"))
+	b.wire.link.set(false)
+	a.open()
+	b.inSync()
+	switchOver(t, b, a)
+	fill(t, a, 9, 3, 3000)
+	quiesce(t, a, b)
+	want := content(t, a)
+	a.crash()
+	putBack(a, old)
+	a.open()
+	b.until("title", func(s Status) bool { return s.Title })
+	promotionIsRefused(t, a)
+	b.promote(false)
+	b.inSync()
+	if !bytes.Equal(content(t, b), want) {
+		t.Error("what was acknowledged is gone")
+	}
+	identical(t, b, a)
+}
+
 // A primary that was alone by decision, and wrote nothing since, comes back beside one
 // that was promoted by force and acknowledged: it gives its title up. Once the other one
 // is demoted it hears of no primary, and does not go on all the same.

@@ -230,12 +230,13 @@ func outdated(mine, theirs Side) bool {
 }
 
 // replaces reports whether b lacks log that was acknowledged, lost or of a later epoch,
-// and a holds that and what b still has. What epochs b has begun since does not matter:
-// it wrote nothing under them.
+// and a holds that and what b still has, but for a tail that nobody acknowledged. What
+// epochs b has begun since does not matter: it wrote nothing under them.
 func replaces(a, b Side) bool {
 	f := findFork(a, b)
-	lacks := b.Damaged && !f.newerB || f.newerA && a.End > b.End && !droppable(a, f.common)
-	return lacks && !a.Damaged && !a.Inconsistent && !b.Inconsistent && f.ok && b.End == f.common && b.Acked <= a.End
+	lost := b.Damaged && !f.newerB && b.End == f.common
+	later := f.newerA && a.End > f.common && !droppable(a, f.common) && (b.End == f.common || droppable(b, f.common))
+	return (lost || later) && !a.Damaged && !a.Inconsistent && !b.Inconsistent && f.ok && b.Acked <= a.End
 }
 
 // Decide is the handshake decision: a pure function of what both sides
