@@ -277,7 +277,7 @@ func (p *Pair) supervise(s *session) (next *session, err error) {
 	}
 	done, began := make(chan error, 1), p.now()
 	p.wg.Go(func() { done <- p.session(s) })
-	var work *call
+	var work []*call
 	for {
 		select {
 		case err = <-done:
@@ -286,24 +286,20 @@ func (p *Pair) supervise(s *session) (next *session, err error) {
 				p.told = nil // it worked: why it ended is news
 			}
 			p.ended(s, err)
-			if work != nil {
-				work.done <- work.f()
+			for _, c := range work {
+				c.done <- c.f() // each looks at what the ones before it have changed
 				err = errAgain
 			}
 			return next, err
 		case o := <-p.offers:
-			if !s.established.Load() && s.dialed && p.wins(o) || next != nil || work != nil {
+			if !s.established.Load() && s.dialed && p.wins(o) || next != nil || len(work) > 0 {
 				o.conn.Close()
 				continue
 			}
 			next = o
 			cancel(nil)
 		case c := <-p.calls:
-			if work != nil {
-				c.done <- errors.New("another change of this node's role is under way")
-				continue
-			}
-			work = c
+			work = append(work, c)
 			cancel(nil)
 		}
 	}
