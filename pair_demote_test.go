@@ -162,6 +162,29 @@ func TestAloneBesideAFullCopy(t *testing.T) {
 	}
 }
 
+// While a peer is copied to over a wire that takes one message at a time, the log is sent
+// as well: commits go on for more than a ring.
+func TestLogBesideASlowCopy(t *testing.T) {
+	t.Parallel()
+	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}, size: 32 << 20, timeout: 5 * time.Second})
+	for range 3 * MinJournal / (100 << 10) { // the journal does not reach back
+		commit(t, a, 0, make([]byte, 100<<10))
+	}
+	replace(t, b)
+	a.wire.setChop(128<<10, 30*time.Millisecond) // the copy takes fifteen seconds
+	b.open()
+	a.until("the copy has begun", func(s Status) bool { return s.Peer == "resyncing" })
+	for range 3 * MinJournal / 2 / (50 << 10) {
+		commit(t, a, 0, make([]byte, 50<<10))
+	}
+	if s := a.Status(); s.Resync == nil || s.Resync.Done > s.Resync.Total/2 {
+		t.Errorf("commits waited for the copy: the peer is %s, %+v", s.Peer, s.Resync)
+	}
+	a.wire.setChop(0, 0)
+	a.inSync()
+	identical(t, a, b)
+}
+
 // Persistence fails while a demotion waits for a peer that has gone.
 func TestDemoteOfAFailedNode(t *testing.T) {
 	t.Parallel()

@@ -134,9 +134,12 @@ func (p *Pair) shipSome(s *session, c *copier) error {
 	if err != nil {
 		return err
 	}
-	if len(s.ctl) == 0 && !c.done {
+	if len(s.ctl) == 0 && !c.done && (len(s.pending) == 0 || s.sent != c.sent || s.sent >= end) {
 		// Also where log waits to be sent: else writers that are faster than
-		// the wire would keep the copy from ever going on.
+		// the wire would keep the copy from ever going on. But that log has had
+		// its turn since the last blocks: a wire that takes less than two
+		// messages at once would never get to it.
+		c.sent = s.sent
 		if err := c.next(p, s); err != nil {
 			return err
 		}
@@ -437,6 +440,7 @@ type copier struct {
 	info        []BlockInfo
 	msg         []byte
 	lastApplied journal.LSN
+	sent        journal.LSN // how far the log was sent when the last blocks were queued
 }
 
 func (c *copier) start(size int64) {
