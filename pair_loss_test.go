@@ -541,3 +541,36 @@ func TestAcceptLossAtTheStart(t *testing.T) {
 		t.Errorf("%d blocks unverified after a restart", n)
 	}
 }
+
+// A primary loses the end of its log to a flip while its peer is copied to: the peer
+// still says how far it went.
+func TestLossBesideACopy(t *testing.T) {
+	t.Parallel()
+	a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}, size: 32 << 20, quiet: true})
+	for range 3 * MinJournal / (100 << 10) { // the journal does not reach back
+		commit(t, a, 0, make([]byte, 100<<10))
+	}
+	replace(t, b)
+	a.wire.setChop(128<<10, 50*time.Millisecond) // the copy takes half a minute
+	b.open()
+	a.until("the copy has begun", func(s Status) bool { return s.Peer == "resyncing" && s.Serving })
+	commit(t, a, 0, []byte("not lost"))
+	from := a.Status().Committed
+	commit(t, a, 0, []byte("lost"))
+	to := a.Status().Committed
+	b.until("it has that", func(s Status) bool { return s.Committed >= to })
+	a.crash()
+	a.change(func(region []byte) { forgetLog(region, from, to) })
+	a.wire.setChop(0, 0)
+	a.open()
+	a.until("refused", func(s Status) bool { return s.Rule == string(replicate.RuleUnrepairable) && s.Damaged })
+	if s := a.Status(); s.Serving {
+		t.Errorf("serves from LSN %d", s.Committed)
+	}
+	refused(t, "continue-alone", a.ContinueAlone(context.Background(), false))
+	if err := a.ContinueAlone(context.Background(), true); err != nil {
+		t.Fatal(err)
+	}
+	a.inSync()
+	identical(t, a, b)
+}

@@ -193,9 +193,10 @@ func expendable(s Side, lsn journal.LSN) bool {
 
 // lostLog is up to where the peer's log, or what it knows to be acknowledged, says
 // that there was log here which this node has lost since, else 0. A primary held all
-// that the peer holds of their common epochs, and whoever holds the title all that was
-// acknowledged. A node without either may only be behind.
+// that the peer holds of their common epochs, also while it was copied to, and whoever
+// holds the title all that was acknowledged. A node without either may only be behind.
 func lostLog(mine, theirs Side) journal.LSN {
+	theirs.Inconsistent = false // its log came from here
 	upTo := theirs.Acked
 	if mine.Role == Primary {
 		upTo = max(upTo, theirs.End)
@@ -244,7 +245,11 @@ func replaces(a, b Side) bool {
 func Decide(a, b Side) Verdict {
 	v := decide(a, b)
 	if v.Action == Follow && (v.Mine && a.Damaged || !v.Mine && b.Damaged) {
-		return Verdict{Rule: RuleUnrepairable, From: v.From, Why: "the primary's journal is damaged below what was acknowledged, and the other node does not hold what is lost; promote the other, or give it up with continue-alone --force on the primary"}
+		way := "promote the other, or give it up"
+		if a.Inconsistent || b.Inconsistent {
+			way = "give it up"
+		}
+		return Verdict{Rule: RuleUnrepairable, From: v.From, Why: "the primary's journal is damaged below what was acknowledged, and the other node does not hold what is lost; " + way + " with continue-alone --force on the primary"}
 	}
 	return v
 }
