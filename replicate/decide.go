@@ -245,7 +245,7 @@ func replaces(a, b Side) bool {
 func Decide(a, b Side) Verdict {
 	v := decide(a, b)
 	if v.Action == Follow && (v.Mine && a.Damaged || !v.Mine && b.Damaged) {
-		way := "promote the other, or give it up"
+		way := "promote the other, by force where it does not hold the title, or give it up"
 		if a.Inconsistent || b.Inconsistent {
 			way = "give it up"
 		}
@@ -370,7 +370,7 @@ func decidePrefix(a, b Side, common journal.LSN, newer bool) Verdict {
 	case newer:
 		return Verdict{Rule: RuleStepDown, Action: StepDown, Mine: true, From: common, Why: "the other node went on in a later epoch"}
 	case !a.Known:
-		return Verdict{Rule: RuleUnrepairable, From: common, Why: fmt.Sprintf("the primary's log ends at LSN %d, and the secondary's ring no longer reaches back to it; promote the secondary", common)}
+		return Verdict{Rule: RuleUnrepairable, From: common, Why: fmt.Sprintf("the primary's log ends at LSN %d, and the secondary's ring no longer reaches back to it; promote the secondary, by force where it does not hold the title", common)}
 	}
 	return Verdict{Rule: RuleTakeLog, Action: Fetch, Mine: true, From: common}
 }

@@ -48,3 +48,26 @@ func TestDamagedNodeLosesSomething(t *testing.T) {
 		t.Errorf("%+v", v)
 	}
 }
+
+// Whoever is told to promote the other node hears that it may need force: the title is
+// mostly with the primary that cannot go on. A node that is not whole is no way out.
+func TestWayOutOfDamage(t *testing.T) {
+	a := enemy()
+	a.Lineage, a.Role, a.End, a.Acked, a.Damaged = replicate.UUID{9}, replicate.Primary, 128, 640, true
+	a.History = journal.History{{Epoch: enemyEpoch, PeerIn: true}}
+	behind, ahead, copied := a, a, a
+	for _, s := range []*replicate.Side{&behind, &ahead, &copied} {
+		s.Node, s.Role, s.Damaged, s.Acked = 0xd, replicate.Secondary, false, 128
+	}
+	ahead.End, copied.Inconsistent = 320, true
+	const other = "by force where it does not hold the title"
+	for _, c := range []struct {
+		b    replicate.Side
+		says bool
+	}{{behind, true}, {ahead, true}, {copied, false}} {
+		v := replicate.Decide(a, c.b)
+		if v.Rule != replicate.RuleUnrepairable || strings.Contains(v.Why, other) != c.says {
+			t.Errorf("%+v", v)
+		}
+	}
+}
