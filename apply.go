@@ -267,13 +267,24 @@ func (v *Volume) applyBlock(b int64, lo int, p []byte, sum uint32, lsn LSN, redo
 		// in the block and in its entry. They are made again; what else the
 		// block holds cannot be judged: its checksum is taken anew, and it
 		// counts as unverified.
-		v.mem.Write(off, p)
-		v.table.set(b, entry{lsn: lsn, crc: crc32c.Sum(v.block(b)), unverified: true})
-		v.unverified.add(b)
-		v.bad.remove(b)
+		v.takeAnew(b, off, p, lsn)
 	case !ok:
 		v.noteBad(b, "its block table entry is damaged")
-		v.mem.Write(off, p)
+		switch {
+		case v.copying:
+			v.mem.Write(off, p)
+		case v.vouched(b):
+			v.takeAnew(b, off, p, lsn)
+			v.counters.repaired.Add(1)
+			v.log.Warn("replaced a damaged block table entry", zap.String("region", v.path), zap.Int64("block", b))
+		default:
+			v.mark(b) // it may have been noted when its data was whole
+			e, _ = v.table.get(b)
+			block := v.block(b)
+			e.crc = crc32c.Patch(e.crc, block[lo:lo+len(p)], p, int64(blockSize-lo-len(p)))
+			v.mem.Write(off, p)
+			v.table.set(b, e)
+		}
 	default:
 		block := v.block(b)
 		switch sound := v.dirty.has(b) || crc32c.Sum(block) == e.crc; {
@@ -297,6 +308,20 @@ func (v *Volume) applyBlock(b int64, lo int, p []byte, sum uint32, lsn LSN, redo
 	}
 	v.dirty.add(b)
 	return nil
+}
+
+// takeAnew changes a part of a block, and takes its checksum anew.
+func (v *Volume) takeAnew(b, off int64, p []byte, lsn LSN) {
+	v.mem.Write(off, p)
+	v.table.set(b, entry{lsn: lsn, crc: crc32c.Sum(v.block(b)), unverified: true})
+	v.unverified.add(b)
+	v.bad.remove(b)
+}
+
+// vouched reports whether what is left of a block's damaged entry vouches for it.
+func (v *Volume) vouched(b int64) bool {
+	sum, fault := v.sum(b)
+	return fault == nil && v.table.vouches(b, sum)
 }
 
 // rewrite stores a whole block. One that cannot be read gets memory that can.
@@ -360,16 +385,31 @@ func (v *Volume) noteBad(b int64, why string) {
 		return
 	}
 	v.bad.add(b)
-	if _, fault := v.sum(b); fault != nil {
-		v.condemn(b) // where that fails, persistence has, and it is said
-	} else if e, ok := v.table.get(b); ok && !e.damaged {
-		e.damaged = true
-		v.table.set(b, e)
-		v.changedAside(b)
-	}
+	v.mark(b)
 	v.counters.badBlocks.Add(1)
 	v.log.Error("damaged block", zap.String("region", v.path), zap.Int64("block", b), zap.Int64("offset", b*blockSize), zap.String("why", why))
 	if v.pair != nil {
 		v.pair.RequestBlock(b) // where there is no peer, a read will say so
 	}
+}
+
+// mark makes the entry of a damaged block say so. An entry that is damaged itself, and
+// does not vouch for the block, becomes one that the block does not match: else redo
+// would take the checksum anew. Where it does vouch, nothing is known to be wrong with
+// the block, and the entry is left for a change to replace.
+func (v *Volume) mark(b int64) {
+	e, ok := v.table.get(b)
+	sum, fault := v.sum(b)
+	switch {
+	case fault != nil:
+		v.condemn(b) // where that fails, persistence has, and it is said
+		return
+	case ok && e.damaged, !ok && v.table.vouches(b, sum):
+		return
+	case !ok:
+		e = entry{lsn: v.Applied(), crc: sum ^ 1} // not its complement: see judgeUnverified
+	}
+	e.damaged = true
+	v.table.set(b, e)
+	v.changedAside(b)
 }

@@ -10,10 +10,11 @@ import (
 	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
-// verdicts is random work on a volume in which bits flip and are found: changes of
-// parts of damaged blocks and of whole ones, repairs, checkpoints, kills. Power may
-// fail at each store, flush and fence of it. Once it is durable that a block was found
-// damaged, no flip is ever served, and no block without one is lost.
+// verdicts is random work on a volume in which bits of blocks and of their entries flip
+// and are found: changes of parts of damaged blocks and of whole ones, repairs,
+// checkpoints, kills. Power may fail at each store, flush and fence of it. Once it is
+// durable that a block was found damaged, no flip is ever served, and no block without
+// one is lost.
 type verdicts struct {
 	seed  uint64
 	rng   *rand.Rand
@@ -132,9 +133,12 @@ func (w *verdicts) step(i int) {
 			return
 		}
 		w.doing = fmt.Sprintf("step %d, repair of block %d", i, b)
-		e, _ := w.v.table.get(b)
+		lsn := w.v.Applied()
+		if e, ok := w.v.table.get(b); ok {
+			lsn = e.lsn
+		}
 		good := bytes.Clone(w.old[at:][:blockSize])
-		w.must(w.v.takeRepair(b, good, replicate.BlockInfo{LSN: e.lsn, CRC: crcOf(good)}, w.v.Applied()))
+		w.must(w.v.takeRepair(b, good, replicate.BlockInfo{LSN: lsn, CRC: crcOf(good)}, w.v.Applied()))
 		w.must(w.v.checkpoint(false))
 		delete(w.flipped, b)
 	case k < 9:
@@ -142,11 +146,19 @@ func (w *verdicts) step(i int) {
 			return
 		}
 		w.mem.OnOp(nil)
-		w.doing = fmt.Sprintf("step %d, a flip in block %d", i, b)
+		w.doing = fmt.Sprintf("step %d, flips in block %d, or its entry", i, b)
 		w.must(w.v.checkpoint(false))
-		flip := w.v.data.Off + at + 2000
-		w.mem.Raw(flip, []byte{w.mem.Bytes()[flip] ^ 0x80}, false)
-		w.mem.Flush(flip, 1)
+		flips := []int64{w.v.data.Off + at + 2000, w.v.table.area.Off + b*tableEntry + w.rng.Int64N(tableEntry)}
+		switch w.rng.IntN(4) { // else both
+		case 0, 1:
+			flips = flips[:1]
+		case 2:
+			flips = flips[1:]
+		}
+		for _, flip := range flips {
+			w.mem.Raw(flip, []byte{w.mem.Bytes()[flip] ^ 0x80}, false)
+			w.mem.Flush(flip, 1)
+		}
 		w.must(w.mem.Fence())
 		if _, err := w.v.ReadAt(make([]byte, 1), at); !isCorrupt(err) {
 			w.fail("not found: %v", err)

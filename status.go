@@ -59,7 +59,7 @@ type Counters struct {
 	DialFailures     uint64 `json:"dial_failures"`
 	Refused          uint64 `json:"refused_handshakes"`
 	BadBlocks        uint64 `json:"bad_blocks"`        // found not to match their checksums, or not readable
-	RepairedBlocks   uint64 `json:"repaired_blocks"`   // from the peer
+	RepairedBlocks   uint64 `json:"repaired_blocks"`   // from the peer; of a damaged entry alone, by a change of the block
 	UnverifiedBlocks int64  `json:"unverified_blocks"` // not compared with the peer since a crash
 	ScrubbedBlocks   uint64 `json:"scrubbed_blocks"`   // verified in the background
 	MetadataRepairs  uint64 `json:"metadata_repairs"`  // of one copy from the other

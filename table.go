@@ -101,6 +101,19 @@ func (t *table) lsn(block int64) journal.LSN {
 	return journal.LSN(binary.LittleEndian.Uint64(t.mem.Bytes()[t.area.Off+block*tableEntry:]))
 }
 
+// vouches reports whether what is left of a damaged entry vouches for a block with
+// checksum sum: it is there, or it is what the check is of. So it is after one flip.
+func (t *table) vouches(block int64, sum uint32) bool {
+	off := t.area.Off + block*tableEntry
+	p := [tableEntry]byte(t.mem.Bytes()[off:])
+	if binary.LittleEndian.Uint32(p[8:]) == sum {
+		return true
+	}
+	binary.LittleEndian.PutUint32(p[8:], sum)
+	_, ok := decodeEntry(p[:], block)
+	return ok
+}
+
 // set changes an entry. It becomes durable with the next checkpoint.
 func (t *table) set(block int64, e entry) {
 	off := t.area.Off + block*tableEntry

@@ -57,7 +57,7 @@ var metrics = []metric{
 	counter("dial_failures_total", "Connections to the peer that did not come about.", func(s st, _ kc) float64 { return float64(s.Counters.DialFailures) }),
 	counter("refused_handshakes_total", "Handshakes that ended in refusal.", func(s st, _ kc) float64 { return float64(s.Counters.Refused) }),
 	counter("bad_blocks_total", "Blocks that failed their checksum.", func(s st, _ kc) float64 { return float64(s.Counters.BadBlocks) }),
-	counter("repaired_blocks_total", "Blocks repaired from the peer.", func(s st, _ kc) float64 { return float64(s.Counters.RepairedBlocks) }),
+	counter("repaired_blocks_total", "Blocks repaired, from the peer or of a damaged entry alone.", func(s st, _ kc) float64 { return float64(s.Counters.RepairedBlocks) }),
 	counter("scrubbed_blocks_total", "Blocks verified in the background, each once a day.", func(s st, _ kc) float64 { return float64(s.Counters.ScrubbedBlocks) }),
 	counter("metadata_repairs_total", "Metadata copies repaired from the other.", func(s st, _ kc) float64 { return float64(s.Counters.MetadataRepairs) }),
 	gauge("unverified_blocks", "Blocks not compared with the peer since a crash.", func(s st, _ kc) float64 { return float64(s.Counters.UnverifiedBlocks) }),
