@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/replicate/transport"
@@ -52,6 +53,24 @@ func TestBurstOfRequests(t *testing.T) {
 	}
 	if err := s.flush(); err != errDeaf {
 		t.Errorf("the session goes on: %v", err)
+	}
+}
+
+// TestLookAfterARequest: an idle primary that was asked for a block looks more often for
+// as long as a heartbeat takes: the peer asks for more once it is there.
+func TestLookAfterARequest(t *testing.T) {
+	p, s := &Pair{node: shelf{}, heartbeat: time.Second}, &session{}
+	p.sendBlock(s, 7)
+	soon := time.Duration(0)
+	for {
+		next := p.nextLook(s)
+		if next == p.heartbeat {
+			break
+		}
+		soon += next
+	}
+	if soon != p.heartbeat {
+		t.Errorf("it looks more often for %v", soon)
 	}
 }
 

@@ -362,11 +362,7 @@ func (p *Pair) keep(s *session) error {
 			}
 			s.due.Store(true)
 			p.node.Committer().Tick()
-			next := p.heartbeat // from now: after a late look the next is not too early for a heartbeat
-			if p.repairing() {
-				next /= 20 // nobody else takes the block in
-			}
-			t.Reset(next)
+			t.Reset(p.nextLook(s)) // from now: after a late look the next is not too early for a heartbeat
 		}
 	}()
 	// Take the connection back: no committer may touch it after this.
@@ -375,6 +371,24 @@ func (p *Pair) keep(s *session) error {
 	p.node.Committer().Release()
 	return err
 }
+
+// nextLook is when keep looks again: soon where a block that was asked for has not
+// come yet, since nobody else takes it in, or where the peer has just asked for one. It
+// asks for some at a time, and for more once those are there.
+func (p *Pair) nextLook(s *session) time.Duration {
+	soon := p.repairing()
+	if s.helping.Load() > 0 {
+		s.helping.Add(-1)
+		soon = true
+	}
+	if soon {
+		return p.heartbeat / soonLooks
+	}
+	return p.heartbeat
+}
+
+// soonLooks is how many such looks there are in the time of a heartbeat.
+const soonLooks = 20
 
 // shipAsync is the session goroutine of a primary in async mode.
 func (p *Pair) shipAsync(s *session, c *copier) error {

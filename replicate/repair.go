@@ -107,6 +107,7 @@ func (p *Pair) failRepairs() {
 
 // sendBlock answers a msgBlockRequest.
 func (p *Pair) sendBlock(s *session, block uint64) {
+	s.helping.Store(soonLooks)
 	if block >= uint64(p.node.Geometry().Size/BlockSize) {
 		s.send(message{typ: msgBlockMissing, a: block}, []byte("no such block"))
 		return

@@ -64,6 +64,7 @@ type session struct {
 	joined  bool          // it came into sync
 	copied  bool          // the peer said that its full copy is whole
 	due     atomic.Bool   // housekeeping is due
+	helping atomic.Int32  // so many looks are to come soon: the peer asks for blocks
 	failure atomic.Pointer[error]
 	failed  chan struct{}
 	once    sync.Once
