@@ -202,6 +202,28 @@ func TestVerdictsOutlivePowerFailures(t *testing.T) {
 	}
 }
 
+// write commits a change.
+func (w *verdicts) write(off int64, p []byte) {
+	copy(w.next[off:], p)
+	_, err := w.v.WriteAt(p, off)
+	w.must(err)
+	copy(w.old, w.next)
+}
+
+// damage writes a block, flips a byte of it once that is durable, and has it found.
+func (w *verdicts) damage(block int64) {
+	w.write(block*blockSize, bytes.Repeat([]byte("a"), blockSize))
+	w.must(w.v.checkpoint(false))
+	flip := w.v.data.Off + block*blockSize + 2000
+	w.mem.Raw(flip, []byte{'X'}, false)
+	w.mem.Flush(flip, 1)
+	w.must(w.mem.Fence())
+	if _, err := w.v.ReadAt(make([]byte, 1), block*blockSize); !isCorrupt(err) {
+		w.fail("not found: %v", err)
+	}
+	w.flipped[block] = true
+}
+
 // A damaged block was changed above the checkpoint, and is repaired by the peer's. The
 // repair's data is durable before its entry: else recovery would take the block for one
 // with a change that was cut off, and serve the flip.
@@ -215,27 +237,10 @@ func repairOverPowerFailures(t *testing.T, drop func(sim.Op) bool) error {
 	w := newVerdicts(t, 1, drop)
 	defer w.mem.Close()
 	const block = 2
-	flip := func() {
-		w.mem.Raw(w.v.data.Off+block*blockSize+2000, []byte{'X'}, false)
-		w.mem.Flush(w.v.data.Off+block*blockSize+2000, 1)
-		w.must(w.mem.Fence())
-	}
-	write := func(off int64, p []byte) {
-		copy(w.next[off:], p)
-		_, err := w.v.WriteAt(p, off)
-		w.must(err)
-		copy(w.old, w.next)
-	}
 	w.doing = "the repair"
-	write(block*blockSize, bytes.Repeat([]byte("a"), blockSize))
+	w.damage(block)
 	w.must(w.v.checkpoint(false))
-	flip()
-	if _, err := w.v.ReadAt(make([]byte, 1), block*blockSize); !isCorrupt(err) {
-		w.fail("not found: %v", err)
-	}
-	w.flipped[block] = true
-	w.must(w.v.checkpoint(false))
-	write(block*blockSize, []byte("beside it"))
+	w.write(block*blockSize, []byte("beside it"))
 	w.mem.Flush(0, int64(len(w.mem.Bytes()))) // all of that is durable
 	w.must(w.mem.Fence())
 	e, _ := w.v.table.get(block)
@@ -265,22 +270,7 @@ func verdictOverAKill(t *testing.T, drop func(sim.Op) bool) error {
 	defer w.mem.Close()
 	w.doing = "after a kill"
 	const block = 2
-	write := func(off int64, p []byte) {
-		copy(w.next[off:], p)
-		_, err := w.v.WriteAt(p, off)
-		w.must(err)
-		copy(w.old, w.next)
-	}
-	write(block*blockSize, bytes.Repeat([]byte("a"), blockSize))
-	w.must(w.v.checkpoint(false))
-	flip := w.v.data.Off + block*blockSize + 2000
-	w.mem.Raw(flip, []byte{'X'}, false)
-	w.mem.Flush(flip, 1)
-	w.must(w.mem.Fence())
-	if _, err := w.v.ReadAt(make([]byte, 1), block*blockSize); !isCorrupt(err) {
-		w.fail("not found: %v", err)
-	}
-	w.flipped[block] = true
+	w.damage(block)
 	w.v.pair.Close()
 	w.mem.Killed()
 	known := func(mem *sim.Memory) *Volume {
@@ -298,7 +288,7 @@ func verdictOverAKill(t *testing.T, drop func(sim.Op) bool) error {
 	w.v = v
 	w.must(v.takeUp())
 	defer v.pair.Close()
-	write(block*blockSize, []byte("beside it"))
+	w.write(block*blockSize, []byte("beside it"))
 	w.look(sim.Op{}, 300)
 	return w.wrong
 }
@@ -316,22 +306,8 @@ func repairOverAKill(t *testing.T, drop func(sim.Op) bool) error {
 	defer w.mem.Close()
 	w.doing = "a repair, and a kill"
 	const block = 2
-	write := func(off int64, p []byte) {
-		copy(w.next[off:], p)
-		_, err := w.v.WriteAt(p, off)
-		w.must(err)
-		copy(w.old, w.next)
-	}
-	write(block*blockSize, bytes.Repeat([]byte("a"), blockSize))
-	w.must(w.v.checkpoint(false))
-	flip := w.v.data.Off + block*blockSize + 2000
-	w.mem.Raw(flip, []byte{'X'}, false)
-	w.mem.Flush(flip, 1)
-	w.must(w.mem.Fence())
-	if _, err := w.v.ReadAt(make([]byte, 1), block*blockSize); !isCorrupt(err) {
-		w.fail("not found: %v", err)
-	}
-	write(block*blockSize+1990, []byte("over the flip"))
+	w.damage(block)
+	w.write(block*blockSize+1990, []byte("over the flip"))
 	w.must(w.v.checkpoint(false))
 	good := w.old[block*blockSize:][:blockSize]
 	w.must(w.v.takeRepair(block, good, replicate.BlockInfo{LSN: w.v.Applied(), CRC: crcOf(good)}, w.v.Applied()))
