@@ -523,7 +523,8 @@ func TestServingPrimaryIsOutdated(t *testing.T) {
 	direct(t, 8, Options{OnPeerLoss: Alone}, func(d *simScript) {
 		d.begin()
 		d.partition(true)
-		d.a.void = true
+		d.lose()
+		d.a.leaveBehind()
 		d.b.operator("promote by force", func(ctx context.Context, v *Volume) error { return v.Promote(ctx, true) })
 		d.until("promoted", func() bool { return !d.b.command && d.b.serves() })
 		d.b.commit(false, 0)
@@ -546,12 +547,7 @@ func TestServingPrimaryIsOutdated(t *testing.T) {
 			d.t.Fatal("alone already")
 		}
 		d.partition(true)
-		d.net.mu.Lock()
-		for _, p := range d.net.pipes {
-			d.net.lose(p)
-		}
-		d.net.mu.Unlock()
-		d.settle()
+		d.lose()
 		for range 40 {
 			d.sleep(d.timeout / 10)
 			d.settle()

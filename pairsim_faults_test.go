@@ -1,7 +1,6 @@
 package nvmmirror
 
 import (
-	"slices"
 	"time"
 
 	"github.com/nvmmirror/nvmmirror/replicate"
@@ -84,7 +83,7 @@ func (w *simPair) happen() {
 			if p.large {
 				weight = 2
 			}
-			add(!n.closing && !n.gone, weight, func() { w.restart(n) })
+			add(!n.closing, weight, func() { w.restart(n) })
 			w.regions(add, n)
 			other := w.nodes[1-i]
 			add(p.large && !n.closing && other.serves() && other.alone() && other.tip.holds(w.promised), 4, func() {
@@ -97,6 +96,7 @@ func (w *simPair) happen() {
 		w.process(add, n)
 		w.clients(add, n)
 	}
+	add(p.images && w.mayPutBackBoth(), 25, w.putBackBoth)
 	total := 0
 	for _, c := range all {
 		total += c.weight
@@ -197,13 +197,17 @@ func (w *simPair) process(add adder, n *simNode) {
 	if lost {
 		weight = 20
 	}
-	add(!primary && !n.void && !n.unheard() && (p.commands || lost), weight, n.promote)
-	add(primary && p.commands, 3, n.demote)
+	add(!primary && !n.unheard() && (p.commands || lost), weight, n.promote)
+	weight = 3
+	if other.stale && other.heard { // it is back: the role may move again
+		weight = 60
+	}
+	add(primary && p.commands, weight, n.demote)
 	add(primary && p.commands && !n.unheard(), 4, n.continueAlone)
 	settled := p.commands && !n.stale && !other.stale
-	add(primary && settled && n.mayForce(other), 12, n.continueByForce)
-	add(!primary && settled && n.mayTakeOver(other), 12, n.promoteByForce)
-	add(primary && p.commands && !other.stale && !other.void && !other.command && other.up() && other.v != nil, 3, func() {
+	add(primary && settled && n.mayForce(other), 40, n.continueByForce)
+	add(!primary && settled && n.mayTakeOver(other), 40, n.promoteByForce)
+	add(primary && p.commands && !other.stale && !other.command && other.up() && other.v != nil, 3, func() {
 		n.demote()
 		other.promote()
 	})
@@ -219,12 +223,12 @@ func (n *simNode) mayForce(other *simNode) bool {
 }
 
 // mayTakeOver reports whether a secondary may be promoted without the title: its
-// peer is down, and has no epoch and no log that is not here.
+// peer is down, and has no log that is not here.
 func (n *simNode) mayTakeOver(other *simNode) bool {
 	mine, ok := n.state()
 	theirs, okToo := other.state()
 	return ok && okToo && !other.up() && !mine.Title && mine.Resync == nil && !mine.Blank() && !theirs.Blank() &&
-		slices.Contains(mine.History, theirs.History.Last()) && !n.hurt && !other.hurt && len(n.flipped)+len(other.flipped) == 0 &&
+		!n.hurt && !other.hurt && len(n.flipped)+len(other.flipped) == 0 &&
 		n.tip.holds(n.w.promised) && n.tip.holds(other.tip)
 }
 
@@ -283,6 +287,9 @@ func (w *simPair) heal() {
 	start := time.Now()
 	ok := w.calm(w.bound(), w.every(nil, w.inSync))
 	w.stats.healed = time.Since(start)
+	if w.voided {
+		return
+	}
 	if !ok && !w.lawful() {
 		w.broken("no progress within %v:\n%v\n%v", w.bound(), w.nodes[0], w.nodes[1])
 	}
@@ -294,18 +301,20 @@ func (w *simPair) heal() {
 // tend is what an operator does who watches.
 func (w *simPair) tend(n *simNode) {
 	switch {
-	case n.closing || n.command || n.gone:
+	case n.closing || n.command:
 	case !n.up():
 		n.open()
 	case n.v.failed.Load() != nil:
 		w.event("%s: restarted, persistence failed: %v", n.name, errOf(n.v.failed.Load()))
 		n.stop()
+	case n.stale && n.v.pair.Role() == replicate.Primary && n.v.pair.Phase() == replicate.PhaseRefused && !n.v.pair.Serving():
+		n.demote()
 	case n.v.pair.Role() != replicate.Primary:
 		other := w.nodes[1-n.i]
 		st, _ := n.state()
 		switch {
 		case !other.up() || other.v == nil || other.v.pair.Role() == replicate.Primary:
-		case st.Title && !n.void && !n.unheard() || st.Blank() && !n.renewed:
+		case st.Title && !n.unheard() || st.Blank() && !n.renewed:
 			n.promote()
 		case n.inherits():
 			n.promoteByForce()
@@ -333,7 +342,7 @@ func (w *simPair) prove() {
 	}, func() bool {
 		return w.stats.acked > acked && w.stats.reads > reads && w.nodes[0].busy+w.nodes[1].busy == 0
 	}))
-	if !ok && w.lawful() {
+	if w.voided || !ok && w.lawful() {
 		return
 	}
 	if !ok {
@@ -425,7 +434,7 @@ func (w *simPair) run() {
 	for range w.plan.steps {
 		w.happen()
 		w.settle()
-		if w.failed != nil {
+		if w.failed != nil || w.voided {
 			return
 		}
 	}

@@ -42,13 +42,12 @@ type simNode struct {
 	trusted map[int64]bool // those of them that are unverified since a crash
 	doubt   bool           // there were such when the pair was quiet last
 	hurt    bool           // bits of its log flipped
-	void    bool           // its title is, if it holds it
-	gone    bool           // it is down for good: the other one is being promoted by force
 	lost    bool           // and it has said so, and lacks log since
 	image   *simImage      // an older copy of its region
 	before  []*simSegment  // where its log ended in regions that are gone
-	stale   bool           // an older copy was put back, and has not caught up
-	heard   bool           // its peer was, since another region took its place
+	stale   bool           // the other one went on without it, and it has not caught up
+	heard   bool           // its peer was, since then
+	since   int            // the first connection on which it could hear that
 	renewed bool           // a new region took a lost one's place, and has not joined
 
 	// As seen last.
@@ -82,8 +81,8 @@ func (n *simNode) create() {
 		panic(err)
 	}
 	n.mem, n.flipped, n.once, n.trusted = mem, map[int64]bool{}, map[int64]int{}, map[int64]bool{}
-	n.tip, n.owes, n.hurt, n.lost, n.void = n.w.model.places[simPlace{}], nil, false, false, false
-	n.image, n.stale, n.heard, n.renewed = nil, false, false, false
+	n.tip, n.owes, n.hurt, n.lost = n.w.model.places[simPlace{}], nil, false, false
+	n.stale, n.heard, n.renewed = false, false, false
 }
 
 // open starts the node's process.
@@ -276,8 +275,9 @@ func (n *simNode) read() {
 	})
 }
 
-// operator gives the node a command, with the patience of a person.
-func (n *simNode) operator(what string, f func(ctx context.Context, v *Volume) error) {
+// operator gives the node a command, with the patience of a person. after is done
+// once it has ended.
+func (n *simNode) operator(what string, f func(ctx context.Context, v *Volume) error, after ...func()) {
 	w := n.w
 	n.command = true
 	w.event("%s: %s", n.name, what)
@@ -290,6 +290,9 @@ func (n *simNode) operator(what string, f func(ctx context.Context, v *Volume) e
 		n.command = false
 		if !dead {
 			w.event("%s: %s: %v", n.name, what, err)
+		}
+		for _, g := range after {
+			g()
 		}
 	})
 }
@@ -307,34 +310,29 @@ func (n *simNode) continueAlone() {
 }
 
 // continueByForce is what an operator does who knows that the other node is
-// down, and holds the title: that is void from now on. He does not promote the
-// other until it has heard of it.
+// down, and holds the title.
 func (n *simNode) continueByForce() {
-	n.w.nodes[1-n.i].void = true
-	n.w.stats.forced++
-	n.operator("continue alone by force", func(ctx context.Context, v *Volume) error { return v.ContinueAlone(ctx, true) })
+	n.force("continue alone by force", func(ctx context.Context, v *Volume) error { return v.ContinueAlone(ctx, true) })
 }
 
 // promoteByForce is what an operator does who knows that the other node is down,
-// and that nothing was acknowledged there which is not here. The title that the
-// other holds is void from now on, as above; where it was the primary, and could
-// go on alone, it stays down, and he puts a new region in its place.
+// and that nothing was acknowledged there which is not here.
 func (n *simNode) promoteByForce() {
-	other := n.w.nodes[1-n.i]
-	st, _ := other.state()
-	other.void, other.gone = true, st.Role == replicate.Primary
-	n.w.stats.forced++
-	n.operator("promote by force", func(ctx context.Context, v *Volume) error { return v.Promote(ctx, true) })
+	n.force("promote by force", func(ctx context.Context, v *Volume) error { return v.Promote(ctx, true) })
 }
 
-// replace puts a new region in the place of a primary that was given up, if the
-// other has taken its place.
-func (n *simNode) replace() {
-	if n.gone = false; !n.w.nodes[1-n.i].entitled() {
-		return
-	}
-	n.w.event("%s: a new region", n.name)
-	n.create()
+// force makes the node go on without the other one, whose title is void from now on,
+// unless nothing comes of it.
+func (n *simNode) force(what string, f func(ctx context.Context, v *Volume) error) {
+	other := n.w.nodes[1-n.i]
+	fresh := !other.stale
+	other.leaveBehind()
+	n.w.stats.forced++
+	n.operator(what, f, func() {
+		if fresh && !n.entitled() {
+			other.stale = false
+		}
+	})
 }
 
 // stop closes the node cleanly.

@@ -20,10 +20,7 @@ func (w *simPair) check() {
 	titles, readers := 0, 0
 	for _, n := range w.nodes {
 		st, ok := n.state()
-		if force := w.nodes[1-n.i]; ok && (!st.Title || !force.command && !force.entitled()) {
-			n.void = false // it has heard of it; or nothing came of the command
-		}
-		if ok && st.Title && !n.void && !n.stale {
+		if ok && st.Title && !n.unheard() && !(n.stale && n.hurt) { // a damaged node keeps it, and is not promoted
 			titles++
 		}
 		if n.up() && n.v != nil {
@@ -106,7 +103,7 @@ func (n *simNode) look(st replicate.State) {
 	}
 }
 
-// entitled reports whether the node holds the title, void or not.
+// entitled reports whether the node holds the title, be it void.
 func (n *simNode) entitled() bool {
 	st, ok := n.state()
 	return ok && st.Title

@@ -116,3 +116,13 @@ func (d *simScript) kill(n *simNode) {
 func (d *simScript) partition(on bool) {
 	d.net.cut = [2]bool{on, on}
 }
+
+// lose ends all connections.
+func (d *simScript) lose() {
+	d.net.mu.Lock()
+	for _, p := range d.net.pipes {
+		d.net.lose(p)
+	}
+	d.net.mu.Unlock()
+	d.settle()
+}

@@ -43,6 +43,7 @@ type simPair struct {
 	napOn bool
 
 	failed error
+	voided bool // see goesOnUnheard
 	hash   uint64
 	trace  []string
 	logger *zap.Logger
@@ -53,14 +54,14 @@ type simPair struct {
 
 // simStats say what schedules have seen.
 type simStats struct {
-	steps, acked, reads, crashes, roles, refused, copies, flips, reported, trusted, modes, forced, images, blanks int
-	healed                                                                                                        time.Duration // the longest
+	steps, acked, reads, crashes, roles, refused, copies, flips, reported, trusted, modes, forced, images, blanks, voided int
+	healed                                                                                                                time.Duration // the longest
 }
 
-const simStatsFormat = "%d steps, %d acknowledged, %d reads, %d crashes, %d roles, %d refused, %d copies, %d flips, %d reported, %d trusted, %d modes, %d forced, %d put back, %d renewed, healed in %s"
+const simStatsFormat = "%d steps, %d acknowledged, %d reads, %d crashes, %d roles, %d refused, %d copies, %d flips, %d reported, %d trusted, %d modes, %d forced, %d put back, %d renewed, %d void, healed in %s"
 
 func (s *simStats) fields() []*int {
-	return []*int{&s.steps, &s.acked, &s.reads, &s.crashes, &s.roles, &s.refused, &s.copies, &s.flips, &s.reported, &s.trusted, &s.modes, &s.forced, &s.images, &s.blanks}
+	return []*int{&s.steps, &s.acked, &s.reads, &s.crashes, &s.roles, &s.refused, &s.copies, &s.flips, &s.reported, &s.trusted, &s.modes, &s.forced, &s.images, &s.blanks, &s.voided}
 }
 
 func (s simStats) String() string {
@@ -125,9 +126,9 @@ func (w *simPair) event(format string, args ...any) {
 	}
 }
 
-// broken notes the first promise that was broken.
+// broken notes the first promise that was broken, unless the schedule is void.
 func (w *simPair) broken(format string, args ...any) {
-	if w.failed == nil {
+	if w.failed == nil && !w.voided {
 		w.failed = fmt.Errorf(format, args...)
 		w.event("BROKEN: %v", w.failed)
 	}
@@ -181,6 +182,9 @@ func (w *simPair) yield() {
 func (w *simPair) settle() {
 	w.quiet()
 	for _, n := range w.nodes {
+		n.goesOnUnheard()
+	}
+	for _, n := range w.nodes {
 		if n.life != nil && n.life.dead {
 			w.stats.crashes++
 			w.event("%s: died, outage %v", n.name, n.outage)
@@ -191,11 +195,6 @@ func (w *simPair) settle() {
 		r := w.told[0]
 		w.told = w.told[1:]
 		r.tell()
-	}
-	for i, n := range w.nodes {
-		if n.gone && !w.nodes[1-i].command {
-			n.replace()
-		}
 	}
 	w.check()
 	w.note()
@@ -267,7 +266,7 @@ func (w *simPair) calm(limit time.Duration, ok func() bool) bool {
 	for end := time.Now().Add(limit); ; {
 		w.settle()
 		switch {
-		case w.failed != nil:
+		case w.failed != nil || w.voided:
 			return false
 		case ok():
 			return true
@@ -311,5 +310,8 @@ func (w *simPair) end() {
 	w.settle()
 	for _, n := range w.nodes {
 		n.mem.Close()
+		if n.image != nil {
+			spareImages = append(spareImages, n.image.region)
+		}
 	}
 }
