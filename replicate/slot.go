@@ -277,7 +277,7 @@ func (p *Pair) supervise(s *session) (next *session, err error) {
 	}
 	done, began := make(chan error, 1), p.now()
 	p.wg.Go(func() { done <- p.session(s) })
-	var work []*call
+	var work *call
 	for {
 		select {
 		case err = <-done:
@@ -286,20 +286,24 @@ func (p *Pair) supervise(s *session) (next *session, err error) {
 				p.told = nil // it worked: why it ended is news
 			}
 			p.ended(s, err)
-			for _, c := range work {
-				c.done <- c.f() // each looks at what the ones before it have changed
+			if work != nil {
+				work.done <- work.f()
 				err = errAgain
 			}
 			return next, err
 		case o := <-p.offers:
-			if !s.established.Load() && s.dialed && p.wins(o) || next != nil || len(work) > 0 {
+			if !s.established.Load() && s.dialed && p.wins(o) || next != nil || work != nil {
 				o.conn.Close()
 				continue
 			}
 			next = o
 			cancel(nil)
 		case c := <-p.calls:
-			work = append(work, c)
+			if work != nil {
+				c.done <- errors.New("another change of this node's role is under way")
+				continue
+			}
+			work = c
 			cancel(nil)
 		}
 	}
