@@ -311,6 +311,7 @@ func repairOverAKill(t *testing.T, drop func(sim.Op) bool) error {
 	w.must(w.v.checkpoint(false))
 	good := w.old[block*blockSize:][:blockSize]
 	w.must(w.v.takeRepair(block, good, replicate.BlockInfo{LSN: w.v.Applied(), CRC: crcOf(good)}, w.v.Applied()))
+	w.flipped[block] = false
 	w.v.pair.Close()
 	w.mem.Killed()
 	if w.v = w.open(w.mem); w.v == nil {
