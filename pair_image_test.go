@@ -252,6 +252,7 @@ func TestTitleBesideADamagedEpoch(t *testing.T) {
 			t.Parallel()
 			a, b := pairInSync(t, testConfig{quiet: true})
 			at := a.Status().Committed
+			a.ckptMu.Lock() // what is flipped stays above the checkpoint
 			fill(t, a, 7, 10, 3000)
 			quiesce(t, a, b)
 			if where == "there" {
@@ -263,8 +264,15 @@ func TestTitleBesideADamagedEpoch(t *testing.T) {
 				t.Fatal(err)
 			}
 			fill(t, a, 9, 10, 3000)
+			a.applyMu.Lock()
+			a.metaMu.Lock()
+			image := bytes.Clone(a.mem.Bytes())
+			a.metaMu.Unlock()
+			a.applyMu.Unlock()
+			a.ckptMu.Unlock()
 			a.crash()
-			a.change(func(region []byte) { flip(t, region, at) })
+			flip(t, image, at)
+			putBack(a, image)
 			b.wire.link.set(false)
 			a.open()
 			if s := a.Status(); !s.Damaged || s.Committed != at {
