@@ -24,6 +24,20 @@ func imageOf(n *testNode) (image []byte) {
 // putBack puts a copy in the place of the region of a node that is stopped.
 func putBack(n *testNode, image []byte) { n.change(func(region []byte) { copy(region, image) }) }
 
+// crashHeld crashes a node whose checkpoint the caller has held (ckptMu) where it is, and
+// changes what is left.
+func crashHeld(n *testNode, change func(region []byte)) {
+	n.applyMu.Lock()
+	n.metaMu.Lock()
+	image := bytes.Clone(n.mem.Bytes())
+	n.metaMu.Unlock()
+	n.applyMu.Unlock()
+	n.ckptMu.Unlock()
+	n.crash()
+	change(image)
+	putBack(n, image)
+}
+
 // promotionIsRefused tries one, unforced.
 func promotionIsRefused(t *testing.T, n *testNode) {
 	t.Helper()
@@ -264,15 +278,7 @@ func TestTitleBesideADamagedEpoch(t *testing.T) {
 				t.Fatal(err)
 			}
 			fill(t, a, 9, 10, 3000)
-			a.applyMu.Lock()
-			a.metaMu.Lock()
-			image := bytes.Clone(a.mem.Bytes())
-			a.metaMu.Unlock()
-			a.applyMu.Unlock()
-			a.ckptMu.Unlock()
-			a.crash()
-			flip(t, image, at)
-			putBack(a, image)
+			crashHeld(a, func(region []byte) { flip(t, region, at) })
 			b.wire.link.set(false)
 			a.open()
 			if s := a.Status(); !s.Damaged || s.Committed != at {

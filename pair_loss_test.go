@@ -554,13 +554,13 @@ func TestLossBesideACopy(t *testing.T) {
 	a.wire.setChop(128<<10, 50*time.Millisecond) // the copy takes half a minute
 	b.open()
 	a.until("the copy has begun", func(s Status) bool { return s.Peer == "resyncing" && s.Serving })
+	a.ckptMu.Lock() // what is lost stays above the checkpoint
 	commit(t, a, 0, []byte("not lost"))
 	from := a.Status().Committed
 	commit(t, a, 0, []byte("lost"))
 	to := a.Status().Committed
 	b.until("it has that", func(s Status) bool { return s.Committed >= to })
-	a.crash()
-	a.change(func(region []byte) { forgetLog(region, from, to) })
+	crashHeld(a, func(region []byte) { forgetLog(region, from, to) })
 	a.wire.setChop(0, 0)
 	a.open()
 	a.until("refused", func(s Status) bool { return s.Rule == string(replicate.RuleUnrepairable) && s.Damaged })
