@@ -43,7 +43,7 @@ type thread struct {
 // errForbidden: this system does not let a process trace its child.
 var errForbidden = errors.New("ptrace is not permitted here")
 
-const childDeadline = 2 * time.Minute
+const childDeadline = 8 * time.Minute
 
 // run traces one child to its end, and adds what it did to tr.
 func run(tr *trace, path string, env []string) error {
