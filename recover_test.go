@@ -218,10 +218,14 @@ func TestRepairOfAnIdleNodeIsStored(t *testing.T) {
 	data := bytes.Clone(v.block(1))
 	v.block(1)[9] ^= 1
 	v.applyMu.Unlock()
-	if err := v.takeRepair(1, data, replicate.BlockInfo{LSN: e.lsn, CRC: e.crc}, v.Applied()); err != nil {
+	v.ckptMu.Lock() // the repair kicks a checkpoint
+	err = v.takeRepair(1, data, replicate.BlockInfo{LSN: e.lsn, CRC: e.crc}, v.Applied())
+	unstored := v.unstored.Load()
+	v.ckptMu.Unlock()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if !v.unstored.Load() {
+	if !unstored {
 		t.Error("a repair is not known to be unstored")
 	}
 	idle("a repair")
