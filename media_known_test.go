@@ -281,6 +281,8 @@ func knownDamageUnderLoad(t *testing.T, drop func(sim.Op) bool) error {
 		t.Fatal(err)
 	}
 	defer v.committer.Release()
+	v.ckptMu.Lock() // else one could run beside Images
+	defer v.ckptMu.Unlock()
 	var wrong error
 	mem.Images(40, rand.New(rand.NewPCG(1, 2)), func(img *sim.Memory) {
 		w, err := openMemory("sim", img, o)

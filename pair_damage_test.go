@@ -20,14 +20,16 @@ import (
 func TestForcedOverDamageBesideAnother(t *testing.T) {
 	for _, damaged := range []bool{false, true} {
 		a, b := pairInSync(t, testConfig{opt: Options{Ack: AckAsync}, quiet: true})
+		b.ckptMu.Lock() // what is damaged stays above the checkpoint
 		at := a.Status().Committed
 		fill(t, a, 9, 10, 3000)
 		quiesce(t, a, b)
 		b.until("told", func(s Status) bool { return s.Acked == s.Committed })
-		b.crash()
-		if damaged {
-			b.change(func(region []byte) { flip(t, region, at) })
-		}
+		crashHeld(b, func(region []byte) {
+			if damaged {
+				flip(t, region, at)
+			}
+		})
 		a.wire.link.set(true)
 		b.open()
 		if got := b.Status().Damaged; got != damaged {
@@ -59,10 +61,10 @@ func TestForcedOverDamageBesideOneAlone(t *testing.T) {
 	fill(t, a, 9, 300, 5000)
 	a.wire.setChop(4096, 10*time.Millisecond)
 	b.open()
+	b.ckptMu.Lock() // what is damaged stays above the checkpoint
 	b.until("catching up", func(s Status) bool { return s.Peer == "catching-up" && s.Applied > at+100<<10 })
-	b.crash()
+	crashHeld(b, func(region []byte) { flip(t, region, at) })
 	a.wire.link.set(true)
-	b.change(func(region []byte) { flip(t, region, at) })
 	b.open()
 	if !b.Status().Damaged {
 		t.Fatalf("%+v", b.Status().Recovery)

@@ -339,11 +339,11 @@ func TestTakeLog(t *testing.T) {
 func TestDamagedPrimary(t *testing.T) {
 	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
+	a.ckptMu.Lock() // what is damaged stays above the checkpoint
 	at := a.Status().Committed
 	fill(t, a, 8, 10, 3000)
 	want := content(t, a)
-	a.crash()
-	a.change(func(region []byte) { flip(t, region, at) })
+	crashHeld(a, func(region []byte) { flip(t, region, at) })
 	b.wire.link.set(true)
 	a.open()
 	if s := a.Status(); s.Recovery.Damage == "" || s.Serving {
@@ -362,12 +362,12 @@ func TestDamagedPrimary(t *testing.T) {
 func TestDamagedSecondary(t *testing.T) {
 	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
+	b.ckptMu.Lock() // what is damaged stays above the checkpoint
 	at := a.Status().Committed
 	fill(t, a, 9, 10, 3000)
 	quiesce(t, a, b)
 	b.until("told", func(s Status) bool { return s.Acked == s.Committed })
-	b.crash()
-	b.change(func(region []byte) { flip(t, region, at) })
+	crashHeld(b, func(region []byte) { flip(t, region, at) })
 	a.wire.link.set(true)
 	b.open()
 	if b.Status().Recovery.Damage == "" {
@@ -385,13 +385,13 @@ func TestDamagedSecondary(t *testing.T) {
 func TestDamageBeforeALostTail(t *testing.T) {
 	t.Parallel()
 	a, b := pairInSync(t, testConfig{})
+	a.ckptMu.Lock() // what is damaged stays above the checkpoint
 	at := a.Status().Committed
 	fill(t, a, 8, 10, 3000)
 	quiesce(t, a, b)
 	b.wire.link.set(true)
 	lostTail(t, a, 5, bytes.Repeat([]byte("lost"), 3000))
-	a.crash()
-	a.change(func(region []byte) { flip(t, region, at) })
+	crashHeld(a, func(region []byte) { flip(t, region, at) })
 	b.peerIs("lost")
 	b.promote(false)
 	want := content(t, b)
