@@ -26,6 +26,9 @@ var (
 	// ErrTooLarge: a transaction with its headers is larger than a quarter
 	// of the journal, or than 64 MiB.
 	ErrTooLarge = journal.ErrTooLarge
+	// ErrUnreadable: what a transaction writes is memory that cannot be read, such as a
+	// mapped file that was truncated. Nothing of it was written.
+	ErrUnreadable = journal.ErrUnreadable
 	// ErrClosed: the volume, or the transaction, has been closed.
 	ErrClosed = errors.New("closed")
 	// ErrOutOfRange: before the volume's start, or beyond its end.

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"slices"
@@ -72,6 +73,7 @@ type Committer struct {
 	// The driver's.
 	batch          []*Request
 	woken          bool // callers were, and may not have run yet
+	singly         int  // requests that are written one by one, since memory of one of them cannot be read
 	acked, applied LSN
 	limit          LSN
 	latest         LSN // where the latest segment, or the padding before it, starts
@@ -298,6 +300,10 @@ func (c *Committer) append() bool {
 		size += r.size
 		r.state = taken
 		c.batch = append(c.batch, r)
+		if c.singly > 0 {
+			c.singly--
+			break
+		}
 	}
 	c.queue = slices.Delete(c.queue, 0, len(c.batch))
 	c.pending.Add(-int64(size))
@@ -305,8 +311,14 @@ func (c *Committer) append() bool {
 	if len(c.batch) == 0 {
 		return false
 	}
+	before := c.latest
 	c.latest = c.log.End()
 	end, err := c.log.Append(c.batch, size, c.acked)
+	if errors.Is(err, ErrUnreadable) {
+		c.latest = before
+		c.refuse(err)
+		return true
+	}
 	c.mu.Lock()
 	for _, r := range c.batch {
 		r.end = end
@@ -324,6 +336,31 @@ func (c *Committer) append() bool {
 		c.Close(err, err)
 	}
 	return true
+}
+
+// refuse ends the transaction of the batch that cannot be read. Where it has company,
+// they are queued again, to be written one by one.
+func (c *Committer) refuse(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	again := len(c.batch) > 1
+	n := 0
+	for _, r := range c.batch {
+		switch {
+		case r.leaving:
+			r.state = abandoned
+			r.wake <- struct{}{}
+		case again:
+			r.state = queued
+			c.batch[n] = r
+			n++
+			c.pending.Add(int64(r.size))
+		default:
+			c.settle(r, err)
+		}
+	}
+	c.queue = slices.Insert(c.queue, 0, c.batch[:n]...)
+	c.singly = max(c.singly, n)
 }
 
 // complete wakes the callers of what is visible.

@@ -90,6 +90,9 @@ func (e *DamageError) Unwrap() error { return e.Why }
 var (
 	// ErrTooLarge: a transaction does not fit into one segment.
 	ErrTooLarge = errors.New("journal: transaction is larger than a segment may be")
+	// ErrUnreadable: a buffer of the transaction is memory that cannot be read, such as
+	// a mapped file that was truncated.
+	ErrUnreadable = errors.New("journal: the data to commit is memory that cannot be read")
 	// ErrOutcomeUnknown: the wait for acknowledgements ended early. The
 	// transaction may or may not survive.
 	ErrOutcomeUnknown = errors.New("outcome unknown: the transaction may or may not have been made durable on every required node")

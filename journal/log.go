@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"runtime"
 	"sync/atomic"
 
 	"github.com/nvmmirror/nvmmirror/internal/parts"
@@ -92,8 +93,10 @@ func (l *Log) room(records int) LSN {
 
 // Append writes one segment with the records of reqs, which hold size bytes
 // of records, makes it durable with one fence, and returns its end. acked is
-// the hint that it carries. The caller has seen to the room.
+// the hint that it carries. The caller has seen to the room. Where the callers'
+// memory cannot be read, the error matches ErrUnreadable and the log is as it was.
 func (l *Log) Append(reqs []*Request, size int, acked LSN) (end LSN, err error) {
+	defer l.unread(l.chain, &err)
 	defer pmem.Recover(l.mem, pmem.Arm(), &err)
 	n := roundUp(HeaderSize + size)
 	lsn := l.End()
@@ -116,6 +119,25 @@ func (l *Log) Append(reqs []*Request, size int, acked LSN) (end LSN, err error) 
 	}
 	l.advance(h.End(), h.CRC)
 	return h.End(), nil
+}
+
+// unread, deferred by Append, takes up a fault that was not the ring's. What has
+// been written lies above End. chain is that of before.
+func (l *Log) unread(chain uint32, err *error) {
+	value := recover()
+	if value == nil {
+		return
+	}
+	fault, ok := value.(interface {
+		runtime.Error
+		Addr() uintptr
+	})
+	if !ok {
+		panic(value)
+	}
+	l.chain = chain
+	l.sums.forget() // some are of a segment that is not there
+	*err = fmt.Errorf("%w (address %#x)", ErrUnreadable, fault.Addr())
 }
 
 // pad fills the ring from lsn to its end. The fence of the segment behind it
