@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nvmmirror/nvmmirror/pmem"
 )
@@ -139,5 +140,40 @@ func TestClosedVolumeSaysSo(t *testing.T) {
 		if !errors.Is(err, ErrClosed) || !strings.Contains(err.Error(), v.path) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// TestCommitWithoutContext: a nil context is refused before the transaction is queued.
+// A caller that panicked while it waited would take the driver's role with it.
+func TestCommitWithoutContext(t *testing.T) {
+	v := openStandalone(t)
+	if err := v.committer.Acquire(context.Background()); err != nil { // so that it has to wait
+		t.Fatal(err)
+	}
+	tx := v.Begin()
+	if err := tx.Write(0, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	var none context.Context
+	_, err := func() (_ LSN, err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				t.Errorf("panic: %v", p)
+			}
+		}()
+		return tx.Commit(none)
+	}()
+	v.committer.Release()
+	if err == nil || errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("a nil context: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	tx = v.Begin()
+	if err := tx.Write(0, []byte("y")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Commit(ctx); err != nil {
+		t.Errorf("the next commit: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package nvmmirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/nvmmirror/nvmmirror/journal"
@@ -52,6 +53,10 @@ func (tx Tx) Commit(ctx context.Context) (LSN, error) {
 		return 0, fmt.Errorf("transaction: %w", ErrClosed)
 	}
 	v := tx.v
+	if ctx == nil { // it would be missed only where the commit has to wait, with the driver's role on its way
+		tx.r.Free()
+		return 0, errors.New("commit: nil context")
+	}
 	if tx.r.Empty() {
 		tx.r.Free()
 		return v.Applied(), nil
