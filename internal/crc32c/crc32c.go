@@ -18,12 +18,26 @@ var table = crc32.MakeTable(crc32.Castagnoli)
 // Sum is the CRC-32C of p.
 func Sum(p []byte) uint32 { return Update(0, p) }
 
+// maxCall is how many bytes are summed at once: assembly cannot be preempted, and
+// where the collector stops all goroutines, they wait for it.
+const maxCall = 64 << 10
+
 // Update is the CRC-32C of the bytes that crc covers followed by p.
 func Update(crc uint32, p []byte) uint32 {
+	if len(p) > maxCall {
+		return updateLong(crc, p)
+	}
 	if crc, p = update(crc, p); len(p) == 0 {
 		return crc
 	}
 	return crc32.Update(crc, table, p)
+}
+
+func updateLong(crc uint32, p []byte) uint32 {
+	for ; len(p) > maxCall; p = p[maxCall:] {
+		crc = Update(crc, p[:maxCall])
+	}
+	return Update(crc, p)
 }
 
 // raw is r(p): linear in p.

@@ -21,7 +21,7 @@ func TestSumIsCastagnoli(t *testing.T) {
 // folds, wherever the bytes lie, and on long ones.
 func TestUpdate(t *testing.T) {
 	t.Logf("this CPU and build fold: %t", folds)
-	p := make([]byte, 70<<10)
+	p := make([]byte, 3*maxCall+300)
 	for i := range p {
 		p[i] = byte(i * i >> 3)
 	}
@@ -33,6 +33,11 @@ func TestUpdate(t *testing.T) {
 	for n := range 5 * 256 {
 		check(t, 0, p[n%64:][:n])
 		check(t, 0xffffffff, p[:n])
+	}
+	for n := maxCall - 2; n <= len(p); n += maxCall {
+		for i := range min(260, len(p)-n) {
+			check(t, uint32(i), p[:n+i])
+		}
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		crc := rapid.Uint32().Draw(t, "crc")
