@@ -330,6 +330,9 @@ func (v *Volume) rewrite(b int64, p []byte, cached bool) error {
 	if fault == nil {
 		return nil
 	}
+	if _, ok := v.unreadable(fault); !ok {
+		return fault // p is the journal's, and lost: the block is sound
+	}
 	if err := v.condemn(b); err != nil {
 		return err
 	}
