@@ -126,7 +126,7 @@ func (v *Volume) checkpoint(clean bool) (err error) {
 	v.applyMu.Unlock()
 
 	v.flushBlocks(dirty)
-	clear(dirty)
+	dirty.empty()
 	v.spare = dirty
 	if err := v.mem.Fence(); err != nil {
 		return fmt.Errorf("checkpoint: %w", err)

@@ -177,7 +177,7 @@ func (n *node) AcceptLoss(f func(*replicate.State) error) (err error) {
 	if err != nil {
 		return err
 	}
-	clear(v.dirty)
+	v.dirty.empty()
 	v.startOver(start, 0)
 	return nil
 }
@@ -364,7 +364,7 @@ func (v *Volume) storeCopied() error {
 	if err := v.mem.Fence(); err != nil {
 		return v.fail(err)
 	}
-	clear(v.dirty)
+	v.dirty.empty()
 	return nil
 }
 

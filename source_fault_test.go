@@ -30,6 +30,7 @@ func (m *sourceLost) Copy(off int64, p []byte) {
 // its segment was verified is the journal's damage. The block that it goes to is sound,
 // and stays as it was.
 func TestJournalLostWhileApplied(t *testing.T) {
+	needFaults(t)
 	path := filepath.Join(shm(t), "r")
 	if err := Create(path, CreateOptions{Size: smallSize, JournalSize: smallJournal, Accept: pmem.Emulated}); err != nil {
 		t.Fatal(err)

@@ -149,6 +149,16 @@ func (s blockSet) has(b int64) bool { return s[b>>6]&(1<<(b&63)) != 0 }
 func (s blockSet) add(b int64)      { s[b>>6] |= 1 << (b & 63) }
 func (s blockSet) remove(b int64)   { s[b>>6] &^= 1 << (b & 63) }
 
+// empty empties the set. Of a large one most memory was never touched, and stays so;
+// and unlike clear it can be preempted.
+func (s blockSet) empty() {
+	for w, word := range s {
+		if word != 0 {
+			s[w] = 0
+		}
+	}
+}
+
 // all are the blocks in the set, in order.
 func (s blockSet) all() iter.Seq[int64] {
 	return func(yield func(int64) bool) {
@@ -185,7 +195,7 @@ func (m *marks) remove(b int64) {
 
 func (m *marks) reset() {
 	if m.n.Swap(0) > 0 { // else its memory may never have been touched
-		clear(m.blockSet)
+		m.empty()
 	}
 }
 
