@@ -156,6 +156,34 @@ func TestVersionMismatch(t *testing.T) {
 	a.until("told of the version", func(s Status) bool { return strings.Contains(s.Reason, "version 7") })
 }
 
+// Each of two releases that do not understand each other closes what the other
+// dials. That it was closed must not take the place of why.
+func TestVersionMismatchStaysTold(t *testing.T) {
+	t.Parallel()
+	a, b := newPair(t, testConfig{plain: true})
+	other := func(out []byte) int {
+		if len(out) >= 64 && string(out[:4]) == "NVMW" {
+			binary.LittleEndian.PutUint16(out[4:], 7)
+			binary.LittleEndian.PutUint32(out[60:], crc32c.Sum(out[:60]))
+		}
+		return -1
+	}
+	for _, n := range []*testNode{a, b} {
+		n.wire.setCorrupt(other)
+	}
+	told := func(s Status) bool { return strings.Contains(s.Reason, "version 7") }
+	for _, n := range []*testNode{a, b} {
+		n.until("told of the version", told)
+		before := n.wire.dials.Load()
+		n.until("dialling again and again, and closed each time", func(s Status) bool {
+			if strings.Contains(s.Reason, "closed the connection") {
+				t.Fatalf("%s: says %q, no longer why", n.name, s.Reason)
+			}
+			return n.wire.dials.Load() >= before+4
+		})
+	}
+}
+
 func TestSlowPeer(t *testing.T) {
 	t.Parallel()
 	a, b := pairInSync(t, testConfig{timeout: time.Second})

@@ -116,6 +116,7 @@ type Pair struct {
 	phase   Phase
 	reason  string
 	verdict Verdict
+	said    refusal // the last one of a connection that the peer made
 	differs string  // in what the peer is configured differently
 	wanted  []int64 // blocks to fetch from the peer
 	asked   []int64 // those that a session has asked for

@@ -61,7 +61,7 @@ func (p *Pair) accept() {
 				if before, due := refused.add(p.now(), err.Error()); due {
 					p.log.Warn("connection refused", zap.Stringer("from", conn.RemoteAddr()), zap.Error(err), zap.Int("unlogged", before))
 				}
-				p.noteReason(err.Error())
+				p.noteRefusal(err)
 				conn.Close()
 				return
 			}
@@ -317,6 +317,9 @@ func (p *Pair) ended(s *session, err error) {
 		p.phase = PhaseLost
 		if err != nil && !errors.Is(err, errAgain) && !errors.Is(err, context.Canceled) {
 			p.reason = err.Error()
+			if why, ok := p.refusedFor(s, err); ok {
+				p.reason = why
+			}
 		}
 	}
 	p.mu.Unlock()
@@ -348,12 +351,33 @@ func (p *Pair) setPhase(ph Phase, reason string) {
 	p.mu.Unlock()
 }
 
-func (p *Pair) noteReason(r string) {
+// refusal is why a connection was refused for what its first bytes were.
+type refusal struct {
+	reason string // "": none was
+	at     time.Duration
+}
+
+// noteRefusal notes why a connection that the peer made was refused.
+func (p *Pair) noteRefusal(err error) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.phase == PhaseLost {
-		p.reason = r
+		p.reason = err.Error()
 	}
-	p.mu.Unlock()
+	var version *VersionError
+	var wire *WireError
+	if errors.As(err, &version) || errors.As(err, &wire) {
+		p.said = refusal{err.Error(), p.now()}
+	}
+}
+
+// refusedFor is the better reason for the end of a session in which the peer has
+// said nothing: each of two nodes that do not understand each other closes the
+// other's connections, and only its own refusals know why. p.mu is held.
+func (p *Pair) refusedFor(s *session, err error) (why string, ok bool) {
+	var conn *transport.ConnError
+	silent := !s.established.Load() && (errors.Is(err, errClosed) || errors.As(err, &conn))
+	return p.said.reason, silent && p.said.reason != "" && p.now()-p.said.at < max(15*time.Second, 3*p.cfg.Timeout)
 }
 
 // notePeerLost says why no connection comes about. The log has each reason once
