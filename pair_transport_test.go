@@ -3,6 +3,7 @@ package nvmmirror
 import (
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -165,6 +166,26 @@ func TestTransportMismatch(t *testing.T) {
 			if d := time.Since(start); d > 8*time.Second {
 				t.Errorf("said after %v", d)
 			}
+		})
+	}
+}
+
+// A node that has another address of the peer than the one that the peer sends
+// from closes its connections: its status says so, as nobody else can.
+func TestTransportOtherAddress(t *testing.T) {
+	t.Parallel()
+	other := loopback.Addr.As4() // of this process as well
+	other[0], other[1] = 127, other[1]+100
+	from := netip.AddrFrom4(other)
+	for _, c := range everyTransport[1:] { // the kernel drops what is not signed for its address
+		t.Run(c.name, func(t *testing.T) {
+			a, b := pairOver(t, testConfig{quiet: true, bare: true}, [2]over{c.over, c.over})
+			b.close()
+			port := netip.MustParseAddrPort(b.opt.Peer.Listen).Port()
+			b.opt.Peer.Listen = netip.AddrPortFrom(from, port).String()
+			b.open()
+			s := a.until("naming the address that it refuses", func(s Status) bool { return strings.Contains(s.Reason, from.String()) })
+			t.Log(s.Reason)
 		})
 	}
 }

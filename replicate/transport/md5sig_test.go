@@ -138,6 +138,11 @@ func TestRejected(t *testing.T) {
 	if n := tr.rejected.Load(); n != 1 {
 		t.Errorf("%d connections rejected, want 1", n)
 	}
+	// Nobody else can tell: the stranger may be the peer, and this node's
+	// address of it wrong.
+	if d := tr.Diagnose(); !strings.Contains(d, other4.String()) || !strings.Contains(d, loop4.String()) {
+		t.Errorf("it says %q, and not who was refused for whom", d)
+	}
 }
 
 // TestSigned proves that an established connection is signed: a socket of the

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,6 +27,10 @@ type endpoint struct {
 
 	// rejected counts connections closed because they were not the peer's.
 	rejected atomic.Uint64
+
+	mu      sync.Mutex
+	refused error // why the listener refused a connection, last
+	at      time.Time
 }
 
 // socketKind says what beforeUse is given.
@@ -165,6 +170,30 @@ func (e *endpoint) adopt(nc *net.TCPConn) (*tcpConn, error) {
 	return c, nil
 }
 
+// refusedFor is how long a refused connection is news.
+const refusedFor = 15 * time.Second
+
+func (e *endpoint) note(from netip.AddrPort, why error) {
+	why = fmt.Errorf("a connection from %s was refused: %w", from.Addr(), why)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.refused, e.at = why, time.Now()
+}
+
+func (e *endpoint) notThePeer() error {
+	return fmt.Errorf("the peer's address here is %s; if it came from the peer, set that to the address that the peer sends from, its own listen address", e.peer)
+}
+
+// Diagnose says why a connection was refused, where that happened just now.
+func (e *endpoint) Diagnose() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.refused == nil || time.Since(e.at) > refusedFor {
+		return ""
+	}
+	return e.refused.Error()
+}
+
 // isPeer compares addresses without zones: a zone names this machine's link.
 func (e *endpoint) isPeer(a netip.Addr) bool {
 	return a.Unmap().WithZone("") == e.peer.WithZone("")
@@ -192,6 +221,7 @@ func (l *listener) Accept() (Conn, error) {
 		// all that does.
 		if remote := addrPort(nc.RemoteAddr()); !l.endpoint.isPeer(remote.Addr()) {
 			l.endpoint.rejected.Add(1)
+			l.endpoint.note(remote, l.endpoint.notThePeer())
 			_ = nc.Close()
 			continue
 		}

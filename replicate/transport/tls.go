@@ -23,10 +23,6 @@ type TLS struct {
 	*endpoint
 	cfg       *tls.Config
 	own, peer Pin
-
-	mu      sync.Mutex
-	refused error // why the listener refused a connection, last
-	at      time.Time
 }
 
 var _ Transport = (*TLS)(nil)
@@ -58,27 +54,6 @@ func (t *TLS) Dial(ctx context.Context, local netip.Addr, peer netip.AddrPort) (
 		return nil, &DialError{Transport: NameTLS, Local: local.Unmap(), Peer: peer, Err: explainTLS(err)}
 	}
 	return c, nil
-}
-
-// refusedFor is how long a refused connection is news.
-const refusedFor = 15 * time.Second
-
-func (t *TLS) note(from netip.AddrPort, err error) {
-	err = fmt.Errorf("a connection from %s was refused: %w", from.Addr(), explainTLS(err))
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.refused, t.at = err, time.Now()
-}
-
-// Diagnose says why a connection from the peer's address was refused, where
-// that happened just now.
-func (t *TLS) Diagnose() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.refused == nil || time.Since(t.at) > refusedFor {
-		return ""
-	}
-	return t.refused.Error()
 }
 
 // PinError: the other end showed a key that is not the pinned one.
@@ -256,7 +231,7 @@ func (l *tlsListener) shake(ctx context.Context, tcp *tcpConn) {
 			_ = c.Close()
 		}
 	case ctx.Err() == nil:
-		l.t.note(tcp.remote, err)
+		l.t.note(tcp.remote, explainTLS(err))
 	}
 }
 
