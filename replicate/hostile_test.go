@@ -9,10 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/nvmmirror/nvmmirror"
 	"github.com/nvmmirror/nvmmirror/pmem"
@@ -252,4 +255,42 @@ func (v *victim) connect(room int) *pipe {
 		v.t.Fatal("the node takes no connection")
 	}
 	return p
+}
+
+// drained is a transport whose listener has no descriptor left.
+type drained struct {
+	*stage
+	tries atomic.Int64
+}
+
+func (d *drained) Listen(netip.AddrPort) (transport.Listener, error) { return d, nil }
+func (d *drained) Accept() (transport.Conn, error) {
+	d.tries.Add(1)
+	return nil, &transport.SetupError{Transport: "stage", Op: "accept on", Err: syscall.EMFILE}
+}
+
+// Accepting that fails is tried again for as long as it fails, ten times in each
+// timeout. The log is not to have a line for each.
+func TestAcceptFailsOnAndOn(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	v := &victim{t: t, path: newVictim(t, nvmmirror.Alone).path + "2", log: zap.New(core)}
+	if err := nvmmirror.Create(v.path, nvmmirror.CreateOptions{Size: volumeSize, JournalSize: ringSize, Accept: pmem.Emulated}); err != nil {
+		t.Fatal(err)
+	}
+	d := &drained{stage: newStage()}
+	begin := time.Now()
+	vol, err := nvmmirror.Open(v.path, nvmmirror.Options{Logger: v.log, Peer: &nvmmirror.Peer{
+		Listen: "127.0.0.1:1", Address: "127.0.0.1:2", Timeout: 50 * time.Millisecond, Transport: d,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vol.Close()
+	for d.tries.Load() < 50 {
+		time.Sleep(time.Millisecond)
+	}
+	lines := logs.FilterMessage("accept").Len()
+	if most := 1 + int(time.Since(begin)/time.Minute); lines < 1 || lines > most {
+		t.Errorf("%d lines for %d tries, want at most %d", lines, d.tries.Load(), most)
+	}
 }

@@ -26,7 +26,7 @@ const dialTime = 2 * time.Second
 // nothing but a peer that speaks the protocol can end a session.
 func (p *Pair) accept() {
 	slots := make(chan struct{}, 4)
-	var refused refusals
+	var refused, failed refusals
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
@@ -35,7 +35,9 @@ func (p *Pair) accept() {
 			if p.ctx.Err() != nil {
 				return
 			}
-			p.log.Warn("accept", zap.Error(err))
+			if before, due := failed.add(p.now(), err.Error()); due {
+				p.log.Warn("accept", zap.Error(err), zap.Int("unlogged", before))
+			}
 			wait(p.ctx, p.cfg.Timeout/10) // no descriptor is left: it will not be there at once
 			continue
 		}
