@@ -2,6 +2,7 @@ package nvmmirror
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -165,6 +166,52 @@ func TestLaneCorruption(t *testing.T) {
 		if a.Status().Counters.Resends == sent {
 			t.Fatal("nothing was sent again")
 		}
+	}
+}
+
+// A wire that damages one frame in five costs what is sent again, and no session;
+// and the log has not a line for each.
+func TestManyDamagedFrames(t *testing.T) {
+	t.Parallel()
+	a, b := lanePair(t, 3, testConfig{plain: true, timeout: steady(), quiet: true})
+	a.close()
+	b.close()
+	core, logged := observer.New(zap.WarnLevel)
+	for _, n := range []*testNode{a, b} {
+		n.opt.Logger = zap.New(core)
+		n.open()
+	}
+	a.inSync()
+	a.until("all connections", func(s Status) bool { return s.Lanes == 3 })
+	begin, before := time.Now(), a.Status().Counters
+	var mu sync.Mutex
+	rng := rand.New(rand.NewPCG(1, 2))
+	a.wire.setCorrupt(func(out []byte) int {
+		mu.Lock()
+		defer mu.Unlock()
+		const frame = 11
+		if len(out) <= 64 || rng.IntN(5) != 0 {
+			return -1
+		}
+		switch n := int(binary.LittleEndian.Uint32(out[40:])); {
+		case string(out[:4]) == "NVMW" && out[6] == frame:
+			out[64+rng.IntN(len(out)-64)] ^= 4
+		case string(out[:4]) == "NVMS" && 64 < n && n <= len(out):
+			out[64+rng.IntN(n-64)] ^= 4
+		}
+		return -1
+	})
+	laneLoad(t, a, 4, 20)
+	a.wire.setCorrupt(nil)
+	identical(t, a, b)
+	c := a.Status().Counters
+	again := c.Resends - before.Resends
+	if again < 20 || c.Reconnects != before.Reconnects {
+		t.Errorf("%d frames sent again, %d sessions after the first", again, c.Reconnects-before.Reconnects)
+	}
+	lines := logged.FilterMessageSnippet("its checksum").Len()
+	if most := 2 * (1 + int(time.Since(begin)/time.Minute)); lines < 2 || lines > most {
+		t.Errorf("%d lines for %d frames, want at most %d", lines, again, most)
 	}
 }
 

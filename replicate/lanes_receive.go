@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"slices"
 
-	"go.uber.org/zap"
-
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
 	"github.com/nvmmirror/nvmmirror/pmem"
@@ -137,7 +135,7 @@ func (l *lanes) receive(c *lane) (err error) {
 		}
 		if whole != m.bodyCRC {
 			p.counters.CRCFailures.Add(1)
-			p.log.Warn("a piece does not match its checksum, asking for it again", zap.Uint64("lsn", uint64(lsn)))
+			p.warnOfFrame(askingAgain, uint64(lsn))
 		}
 		l.mu.Lock()
 		if whole == m.bodyCRC {

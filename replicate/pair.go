@@ -76,6 +76,7 @@ type Pair struct {
 	lease     time.Duration
 	started   time.Duration // by now()
 	counters  Counters
+	frames    refusals // of damaged frames, which are logged likewise
 
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -197,7 +197,7 @@ func (p *Pair) answer(s *session, m *message, body []byte) error {
 	case msgAck:
 		return p.takeAck(s, m)
 	case msgResend:
-		p.log.Warn("the peer asks for a frame again: its checksum did not match there", zap.Uint64("lsn", m.a))
+		p.warnOfFrame("the peer asks for a frame again: its checksum did not match there", m.a)
 		if m.c != 0 {
 			return s.lanes.resend(journal.LSN(m.a), journal.LSN(m.b))
 		}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/nvmmirror/nvmmirror/internal/crc32c"
@@ -363,7 +362,7 @@ func (r *receiver) skip(n int) error {
 // askAgain asks for the log once more from where it is not placed yet.
 func (r *receiver) askAgain(lsn journal.LSN) error {
 	r.p.counters.CRCFailures.Add(1)
-	r.p.log.Warn("a frame does not match its checksum, asking for it again", zap.Uint64("lsn", uint64(lsn)))
+	r.p.warnOfFrame(askingAgain, uint64(lsn))
 	r.skipping = true
 	r.segNext = 0
 	r.s.send(message{typ: msgResend, a: uint64(r.next)}, nil)

@@ -102,6 +102,16 @@ func (r *refusals) add(now time.Duration, reason string) (quiet int, due bool) {
 	return quiet, true
 }
 
+const askingAgain = "a frame does not match its checksum, asking for it again"
+
+// warnOfFrame logs a frame that was damaged on its way, one a minute: over plain a
+// bad wire could fill the log, and the counters have them all.
+func (p *Pair) warnOfFrame(what string, lsn uint64) {
+	if before, due := p.frames.add(p.now(), what); due {
+		p.log.Warn(what, zap.Uint64("lsn", lsn), zap.Int("unlogged", before))
+	}
+}
+
 // call is work for the run goroutine, between sessions.
 type call struct {
 	f    func() error
