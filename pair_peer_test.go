@@ -141,6 +141,34 @@ func TestPeerFallsSilent(t *testing.T) {
 	identical(t, a, b)
 }
 
+// A peer that has this node decide again, each time, is not dialled without a
+// pause for as long as it does.
+func TestPeerThatDecidesAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	a, b := newPair(t, testConfig{timeout: steady()})
+	b.close()
+	impostor(t, b, func(c transport.Conn) {
+		bye := make([]byte, 64, 80)
+		reason := "deciding again"
+		copy(bye, "NVMW")
+		le := binary.LittleEndian
+		le.PutUint16(bye[4:], 1)
+		le.PutUint16(bye[6:], 16)
+		le.PutUint32(bye[48:], uint32(len(reason)))
+		le.PutUint32(bye[52:], crc32c.Sum([]byte(reason)))
+		le.PutUint32(bye[60:], crc32c.Sum(bye[:60]))
+		c.TryWrite([][]byte{append(bye, reason...)})
+		untilClosed(c)
+	})
+	a.until("told to decide again", func(s Status) bool { return s.Counters.Reconnects > 1 })
+	before, begin := a.wire.dials.Load(), time.Now()
+	time.Sleep(a.opt.Peer.Timeout / 4)                         // what is counted, as long as that is
+	most := 20 + 2*int64(time.Since(begin)/a.opt.Peer.Timeout) // the pauses grow up to a timeout
+	if n := a.wire.dials.Load() - before; n > most {
+		t.Errorf("dialled %d times in %v, want at most %d", n, time.Since(begin), most)
+	}
+}
+
 func TestVersionMismatch(t *testing.T) {
 	a, b := pairInSync(t, testConfig{})
 	b.close()

@@ -134,6 +134,7 @@ func (p *Pair) between(ctx context.Context, f func() error) error {
 // run owns the connection slot.
 func (p *Pair) run() {
 	var backoff time.Duration
+	again := 0 // sessions in a row that ended to decide again
 	for p.ctx.Err() == nil {
 		start := p.now()
 		s, err := p.connect(backoff)
@@ -146,11 +147,16 @@ func (p *Pair) run() {
 			began := p.now()
 			next, err = p.supervise(s)
 			if p.now()-began > p.cfg.Timeout {
-				backoff = 0 // it worked
+				backoff, again = 0, 0 // it worked
+			}
+			if !errors.Is(err, errAgain) {
+				again = 0
+			} else {
+				again++
 			}
 			switch {
 			case next != nil:
-			case errors.Is(err, errAgain):
+			case errors.Is(err, errAgain) && again <= mostAgain:
 				backoff = 0
 			case p.Phase() == PhaseRefused:
 				backoff = p.cfg.Timeout
@@ -161,6 +167,10 @@ func (p *Pair) run() {
 		}
 	}
 }
+
+// mostAgain is how many sessions in a row may end to decide again before the next
+// dial waits: what two sound nodes have to settle takes a few.
+const mostAgain = 8
 
 // longer is the delay before the next dial after one that failed.
 func (p *Pair) longer(backoff time.Duration) time.Duration {
