@@ -219,6 +219,7 @@ func (r *reader) addr(key string, v any) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	a, err := netip.ParseAddrPort(s)
+	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) // ::ffff:0.0.0.0 is 0.0.0.0
 	switch {
 	case err != nil:
 		r.fail(key, `is %q, not an IP address with a port, such as "10.0.0.1:7447" or "[fd00::1]:7447"`, s)
@@ -234,6 +235,8 @@ func (r *reader) checkPair(p *Peer) {
 	case r.err != nil:
 	case p.Listen == p.Address:
 		r.fail("peer.address", "is %v, as peer.listen: a node cannot be its own peer", p.Address)
+	case p.Listen.Addr().IsLinkLocalUnicast() && p.Listen.Addr().Is6() && p.Listen.Addr().Zone() == "":
+		r.fail("peer.listen", "is %v, which each interface may have: name one, as in \"[%v%%eth0]:%d\"", p.Listen, p.Listen.Addr(), p.Listen.Port())
 	case p.Listen.Addr().Is4() != p.Address.Addr().Is4():
 		r.fail("peer.address", "is %v, and peer.listen is %v: both must be IPv4, or both IPv6", p.Address, p.Listen)
 	}
