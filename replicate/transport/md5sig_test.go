@@ -191,7 +191,8 @@ func TestSocketOptions(t *testing.T) {
 		}{
 			{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 			{"TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1234},
-			{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 0},
+			{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepIdle},
 			{"SO_PROTOCOL", unix.SOL_SOCKET, unix.SO_PROTOCOL, unix.IPPROTO_TCP}, // not MPTCP
 		} {
 			if got, err := unix.GetsockoptInt(fd, o.level, o.opt); err != nil || got != o.want {
@@ -206,6 +207,42 @@ func TestSocketOptions(t *testing.T) {
 		}
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_NONBLOCK == 0 {
 			t.Errorf("%s end: status flags %#x, %v, want O_NONBLOCK", end, flags, err)
+		}
+	}
+}
+
+// A connection on which nothing is sent, and of which somebody on the way no longer
+// lets anything through, fails by itself.
+func TestSilentConnectionIsCut(t *testing.T) {
+	tr, err := NewPlain(loop4, Options{UserTimeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t, tr, loop4)
+	a, b := mustPair(t, tr, loop4, loop4, l)
+	nothing := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}}
+	for _, c := range []Conn{a, b} {
+		fd := c.(*tcpConn).fd.sock
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &nothing[0]}); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1); err != nil { // the test has not so long
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []Conn{a, b} {
+		deadline := time.Now().Add(3 * patience)
+		for {
+			_, err := c.TryRead(make([]byte, 1))
+			if e := (*ConnError)(nil); errors.As(err, &e) && e.Timeout() {
+				break
+			}
+			if err != nil || time.Now().After(deadline) {
+				t.Fatalf("it ends with %v", err)
+			}
+			if err := c.Wait(false, time.Second); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }

@@ -284,7 +284,33 @@ func setConnOptions(fd int, opt Options) error {
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, ms); err != nil {
 		return os.NewSyscallError("setsockopt TCP_USER_TIMEOUT", err)
 	}
+	if err := setKeepAlive(fd); err != nil {
+		return err
+	}
 	return setCongestion(fd)
+}
+
+// keepIdle is after how many seconds of silence the kernel asks whether the other
+// end is there. With no answer for the user timeout the connection fails.
+const keepIdle = 30
+
+// setKeepAlive is for connections that carry nothing for long, as those for long
+// segments: a firewall on the way forgets them, and the next long segment would be
+// the one that finds out.
+func setKeepAlive(fd int) error {
+	for _, o := range []struct {
+		name              string
+		level, opt, value int
+	}{
+		{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepIdle},
+		{"TCP_KEEPINTVL", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1},
+		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	} {
+		if err := unix.SetsockoptInt(fd, o.level, o.opt, o.value); err != nil {
+			return os.NewSyscallError("setsockopt "+o.name, err)
+		}
+	}
+	return nil
 }
 
 // setCongestion chooses an algorithm that does not pace. BBR paces, and with
