@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -52,6 +53,37 @@ func (w work) waiting(links int) waiting {
 	return sleeping
 }
 
+// besideScheduler lets the rest of the process run where a thread sleeps in recv
+// outside of the Go scheduler's sight: with one processor for Go it would stop all
+// others, and a garbage collection that begins meanwhile waits for it, and all else for
+// that. What such a thread waits for may never come, and then nobody could end it. Links
+// that allocate need the collector; while they wait they do not.
+func besideScheduler(links []link, w work) (undo func()) {
+	if w.waiting(len(links)) != sleeping {
+		return func() {}
+	}
+	giveBack := withProcessors(2)
+	if allocates(links[0]) {
+		return giveBack
+	}
+	percent := debug.SetGCPercent(-1)
+	return func() {
+		debug.SetGCPercent(percent)
+		giveBack()
+	}
+}
+
+func allocates(l link) bool {
+	switch l := l.(type) {
+	case *rawLink:
+		return false
+	case *framed:
+		_, kernel := l.d.(*algDigest)
+		return kernel
+	}
+	return true
+}
+
 // tally is what one end has seen of a work.
 type tally struct {
 	bytes   int64
@@ -70,6 +102,7 @@ func drive(links []link, w work, d time.Duration) (t tally, err error) {
 	for _, l := range links {
 		l.socket().wait = w.waiting(len(links))
 	}
+	defer besideScheduler(links, w)()
 	stalled := watchProgress(links, silentTime)
 	done := watchSockets(links)
 	if w.Stream {
@@ -185,6 +218,7 @@ func answer(links []link, w work) (t tally, err error) {
 	for _, l := range links {
 		l.socket().wait = w.waiting(len(links))
 	}
+	defer besideScheduler(links, w)()
 	size := w.Size
 	if w.Stream {
 		size = chunk

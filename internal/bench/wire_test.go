@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -182,6 +183,50 @@ func TestWireServerIsBusy(t *testing.T) {
 	}
 	if err := server.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWireServerBesideASleeper: while a thread sleeps for a driver that says no more, the
+// rest of the process goes on, with one processor for Go and where the garbage
+// collector would run, and ends when it is told to.
+func TestWireServerBesideASleeper(t *testing.T) {
+	for _, setting := range []string{"GOMAXPROCS=1", "GOGC=1"} {
+		t.Run(setting, func(t *testing.T) {
+			name, value, _ := strings.Cut(setting, "=")
+			t.Setenv(name, value)
+			server, address := startWireServer(t)
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(time.Minute)) // against hanging
+			c := &controller{in: bufio.NewReader(conn), out: conn, local: loopback, peer: loopback, ns: netns.None()}
+			s, err := c.open(t.Context(), setup{Transport: Plain, Connections: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.ask(request{Op: opBegin, Work: &work{Size: 8, Verify: VerifyNone}}); err != nil {
+				t.Fatal(err)
+			}
+			message := []byte("12345678")
+			if err := errors.Join(s.links[0].send(message), full(s.links[0], message)); err != nil {
+				t.Fatal(err)
+			}
+			for range 1000 { // of which each allocates
+				if _, err := c.ask(request{Op: opPeak}); err != nil {
+					server.Process.Kill() // so that s can be closed
+					t.Fatal(err)
+				}
+			}
+			if err := server.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+			if err := server.Wait(); err != nil {
+				t.Error(err)
+			}
+			s.close()
+		})
 	}
 }
 
