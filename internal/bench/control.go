@@ -91,7 +91,7 @@ func (c *controller) ask(r request) (response, error) {
 	if _, err := c.out.Write(append(line, '\n')); err != nil {
 		return response{}, fmt.Errorf("control connection: %w", err)
 	}
-	line, err = c.in.ReadBytes('\n')
+	line, err = c.answer()
 	if err != nil {
 		if errors.Is(err, io.EOF) {
 			err = errors.New("the other end has ended")
@@ -106,6 +106,22 @@ func (c *controller) ask(r request) (response, error) {
 		return a, &OtherEndError{a.Err}
 	}
 	return a, nil
+}
+
+// maxLine is more than a request or an answer takes.
+const maxLine = 1 << 20
+
+// answer is a line. What is no other end of ours may never end one.
+func (c *controller) answer() (line []byte, err error) {
+	for {
+		part, err := c.in.ReadSlice('\n')
+		if line = append(line, part...); err != bufio.ErrBufferFull {
+			return line, err
+		}
+		if len(line) > maxLine {
+			return nil, errors.New("the other end does not speak the protocol: it sends a line without end")
+		}
+	}
 }
 
 // open makes links. A transport that one of the ends has not is an

@@ -36,7 +36,7 @@ func serve(in io.Reader, out io.Writer, e *farEnd) (err error) {
 	e.listener = -1
 	defer func() { err = errors.Join(err, e.close()) }()
 	lines := bufio.NewScanner(in)
-	lines.Buffer(nil, 1<<20)
+	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		var r request
 		a := response{}

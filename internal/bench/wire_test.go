@@ -262,6 +262,33 @@ func TestWireServerStops(t *testing.T) {
 	}
 }
 
+// TestWireServerWithoutEnd: what a driver is pointed at by mistake may send without end.
+func TestWireServerWithoutEnd(t *testing.T) {
+	in, out := io.Pipe()
+	defer in.Close()
+	sent := make(chan int)
+	go func() {
+		piece := make([]byte, 64<<10)
+		n := 0
+		for {
+			k, err := out.Write(piece)
+			if n += k; err != nil || n > 16*maxLine {
+				out.Close()
+				sent <- n
+				return
+			}
+		}
+	}()
+	c := &controller{in: bufio.NewReader(in), out: io.Discard}
+	if _, err := c.ask(request{Op: opHello}); err == nil || !strings.Contains(err.Error(), "does not speak the protocol") {
+		t.Errorf("%v", err)
+	}
+	in.Close()
+	if n := <-sent; n > 2*maxLine {
+		t.Errorf("%d bytes of one line were read", n)
+	}
+}
+
 // TestWireServerKnowsTransports: what the server does not know would be measured as
 // plain, under another name.
 func TestWireServerKnowsTransports(t *testing.T) {
