@@ -9,6 +9,8 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience is how long a driver waits for the one before it.
@@ -46,6 +48,14 @@ func ServeWire(ctx context.Context, address string, say io.Writer) error {
 	go func() {
 		for {
 			conn, err := l.Accept()
+			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+				// Those that wait are told before long, and hang up.
+				select {
+				case <-time.After(patience / 10):
+				case <-ctx.Done():
+				}
+				continue
+			}
 			if err != nil {
 				failed <- err
 				return

@@ -230,6 +230,41 @@ func TestWireServerBesideASleeper(t *testing.T) {
 	}
 }
 
+// TestWireServerOutOfDescriptors: a server that can take nobody in for a while goes on.
+func TestWireServerOutOfDescriptors(t *testing.T) {
+	server, address := startWireServer(t)
+	dial := func() *controller {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return &controller{in: bufio.NewReader(conn), out: conn}
+	}
+	first := dial()
+	if _, err := first.ask(request{Op: opHello}); err != nil {
+		t.Fatal(err)
+	}
+	limit := unix.Rlimit{Cur: 3, Max: 1024} // below what is open
+	if err := unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		t.Fatal(err)
+	}
+	second := dial()
+	for range 200 { // meanwhile it tries to accept
+		if _, err := first.ask(request{Op: opHangUp}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limit.Cur = limit.Max
+	if err := unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+		t.Fatal(err)
+	}
+	first.out.(net.Conn).Close()
+	if _, err := second.ask(request{Op: opHello}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestWireServerStops: a server whose process is stopped, in the middle of a
 // measurement, ends that: the kernel keeps its connection.
 func TestWireServerStops(t *testing.T) {
