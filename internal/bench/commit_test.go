@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"math"
@@ -315,5 +316,39 @@ func TestCommitRate(t *testing.T) {
 	r := (&measured{o: o, ping: newHistogram()}).result(l)
 	if got := r.Rate * r.Seconds; math.Abs(got-float64(all)) > 0.5 || r.Seconds < 0.02 || r.Commits >= all {
 		t.Errorf("%.1f commits in %.3f s, %d recorded; %d were made", got, r.Seconds, r.Commits, all)
+	}
+}
+
+// lateEnd answers at once, but for the last message.
+type lateEnd struct {
+	rawLink
+	n    uint64
+	late time.Duration
+}
+
+func (l *lateEnd) send(p []byte) error {
+	if p[0] == 0 {
+		time.Sleep(l.late)
+	}
+	return nil
+}
+
+func (l *lateEnd) some(p []byte) (int, error) {
+	binary.LittleEndian.PutUint64(p, l.n)
+	l.n++
+	return len(p), nil
+}
+
+// TestFloorRate: what ends a slice of the floor is in the count and the time, or in
+// neither: of ten long round trips it would be a tenth.
+func TestFloorRate(t *testing.T) {
+	l := &lateEnd{late: time.Second}
+	begin := time.Now()
+	r, err := driveRounds(l, work{Size: 8, Verify: VerifyNone}, 10*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if beside := time.Since(begin) - r.took; beside < l.late {
+		t.Errorf("%d round trips are recorded, and %v of the last one's time beside theirs", r.latency.TotalCount(), l.late-beside)
 	}
 }

@@ -88,7 +88,7 @@ func allocates(l link) bool {
 type tally struct {
 	bytes   int64
 	latency *hdrhistogram.Histogram // of round trips, at the driver
-	took    time.Duration           // at the driver, what is not warm-up
+	took    time.Duration           // at the driver: a stream, or the round trips that latency has
 	peak    int64                   // bytes that the kernel held for all sockets
 }
 
@@ -153,7 +153,7 @@ func driveRounds(l link, w work, d time.Duration) (t tally, err error) {
 			}
 		}
 		if last {
-			t.took = end - warm
+			t.took = begin - warm // it is not recorded either
 			return t, nil
 		}
 		if begin < d/10 {
