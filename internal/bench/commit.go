@@ -25,9 +25,9 @@ type CommitResult struct {
 	P99     float64 `json:"p99_us"`
 	P999    float64 `json:"p999_us"`
 	Max     float64 `json:"max_us"`
-	Commits int64   `json:"commits"`
-	Rate    float64 `json:"commits_per_s"`
-	MB      float64 `json:"mb_per_s"` // of payload, 10⁶ bytes
+	Commits int64   `json:"commits"`       // recorded: the percentiles are of these
+	Rate    float64 `json:"commits_per_s"` // of all, those that warm up included
+	MB      float64 `json:"mb_per_s"`      // of payload, 10⁶ bytes
 	CPU     float64 `json:"cpu_s_per_gib"`
 
 	Allocs float64 `json:"allocs_per_commit"` // on the heaps of both nodes

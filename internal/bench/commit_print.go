@@ -9,8 +9,8 @@ import (
 // Print shows the result to people.
 func (r *CommitResult) Print(to io.Writer) error {
 	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(to, "%d commits of %d bytes, %d outstanding, ack %s, %s, connections %d, poll %s, placed %s, %s memory, %.1f s\n",
-		r.Commits, r.Size, r.Committers, r.Ack, r.Transport, r.Connections, r.Poll, r.Placement, r.Class, r.Seconds)
+	fmt.Fprintf(to, "%.0f commits of %d bytes, %d of them recorded, %d outstanding, ack %s, %s, connections %d, poll %s, placed %s, %s memory, %.1f s\n",
+		r.Rate*r.Seconds, r.Size, r.Commits, r.Committers, r.Ack, r.Transport, r.Connections, r.Poll, r.Placement, r.Class, r.Seconds)
 	fmt.Fprintf(to, "%s, %d processors, Linux %s, load %s\n\n", r.Host.CPU, r.Host.Processors, r.Host.Kernel, r.Host.Load)
 	row := func(name, format string, mirror, floor, ratio float64) {
 		fmt.Fprintf(w, "%s\t"+format+"\t"+format+"\t%.2f\t\n", name, mirror, floor, ratio)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -316,6 +317,12 @@ func TestCommitRate(t *testing.T) {
 	r := (&measured{o: o, ping: newHistogram()}).result(l)
 	if got := r.Rate * r.Seconds; math.Abs(got-float64(all)) > 0.5 || r.Seconds < 0.02 || r.Commits >= all {
 		t.Errorf("%.1f commits in %.3f s, %d recorded; %d were made", got, r.Seconds, r.Commits, all)
+	}
+	// What people read has the same count beside the same time.
+	r.Host = &Host{}
+	var text strings.Builder
+	if err := r.Print(&text); err != nil || !strings.HasPrefix(text.String(), fmt.Sprintf("%d commits of %d bytes, %d of them recorded, ", all, o.Size, r.Commits)) {
+		t.Errorf("%v: %s", err, text.String())
 	}
 }
 
