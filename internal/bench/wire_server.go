@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -85,6 +86,12 @@ func ServeWire(ctx context.Context, address string, say io.Writer) error {
 func serveDriver(ctx context.Context, conn net.Conn, say io.Writer) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	// A driver whose host is gone keeps others waiting no longer than its data would.
+	if c, ok := conn.(syscall.Conn); ok {
+		if raw, err := c.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) { _ = impatient(int(fd)) }) // else the system's patience
+		}
+	}
 	// Who says nothing keeps others waiting; a driver that has begun measures for
 	// as long as it likes.
 	conn.SetReadDeadline(time.Now().Add(setupTime))

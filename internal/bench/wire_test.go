@@ -265,6 +265,48 @@ func TestWireServerOutOfDescriptors(t *testing.T) {
 	}
 }
 
+// TestWireServerIsImpatient: of a driver whose host is gone the server hears nothing, and
+// must ask. The kernel does: here it is looked at whether it was told when to give up.
+func TestWireServerIsImpatient(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	driver, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer driver.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() { ended <- serveDriver(t.Context(), conn, io.Discard) }()
+	c := &controller{in: bufio.NewReader(driver), out: driver}
+	if _, err := c.ask(request{Op: opHello}); err != nil {
+		t.Error(err)
+	}
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for option, want := range map[int]int{unix.TCP_USER_TIMEOUT: int(silentTime.Milliseconds()), unix.TCP_KEEPIDLE: 5, unix.TCP_KEEPINTVL: 5} {
+		if err := raw.Control(func(fd uintptr) {
+			if is, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || is != want {
+				t.Errorf("option %d is %d, %v, not %d", option, is, err, want)
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	}
+	driver.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestWireServerStops: a server whose process is stopped, in the middle of a
 // measurement, ends that: the kernel keeps its connection.
 func TestWireServerStops(t *testing.T) {
