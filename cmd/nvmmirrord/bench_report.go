@@ -84,7 +84,10 @@ in DIR.`,
 			return usageErrorf("--parts and --transports leave nothing to measure here")
 		}
 		// Minutes of measuring are not lost to a directory that cannot be had.
-		if err := report.Prepare(dir); err != nil {
+		if len(o.Pairs) == 0 {
+			regions = ""
+		}
+		if err := report.Prepare(dir, regions); err != nil {
 			return err
 		}
 		ctx, stop := benchContext(cmd)

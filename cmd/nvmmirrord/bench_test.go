@@ -165,5 +165,6 @@ func TestBenchReport(t *testing.T) {
 	fails(t, exitUsage, []string{"bench", "report", dir, "--render", "--duration", "1s"}, "--render")
 	// Before it measures anything: the default would take minutes.
 	fails(t, exitFailed, []string{"bench", "report", filepath.Join(dir, "report.md")}, "not a directory")
+	fails(t, exitFailed, []string{"bench", "report", dir, "--dir", filepath.Join(dir, "none")}, "--dir", "no such file")
 	fails(t, exitFailed, []string{"bench", "report", t.TempDir(), "--render"}, "report.json")
 }

@@ -34,11 +34,21 @@ func Read(dir string) (*Report, error) {
 	return r, nil
 }
 
-// Prepare makes the directory, and sees that a report can be written there.
-func Prepare(dir string) error {
+// Prepare makes the directory, and sees that a report can be written there, and
+// regions to theirs, "" where there are none.
+func Prepare(dir, regions string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	if regions != "" {
+		if err := writable(regions); err != nil {
+			return fmt.Errorf("--dir: %w", err)
+		}
+	}
+	return writable(dir)
+}
+
+func writable(dir string) error {
 	f, err := os.CreateTemp(dir, ".report-")
 	if err != nil {
 		return err
