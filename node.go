@@ -304,8 +304,9 @@ func (n *node) readBlocks(first int64, dst []byte, info []replicate.BlockInfo) (
 }
 
 // StartCopy makes the node inconsistent, durably, before the first block of a
-// full copy is overwritten, and starts the log over.
-func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
+// full copy is overwritten, and starts the log over. Where it resumes one, what has
+// been copied stays dirty, and unverified, as it is.
+func (n *node) StartCopy(r replicate.Resync, resume bool, f func(*replicate.State)) error {
 	v := n.v()
 	v.ckptMu.Lock() // no checkpoint may come between
 	defer v.ckptMu.Unlock()
@@ -326,9 +327,27 @@ func (n *node) StartCopy(r replicate.Resync, f func(*replicate.State)) error {
 	v.journal.Rebase(r.Base)
 	v.startOver(r.Fork, r.Chain)
 	v.copying = true
-	v.unverified.reset()
-	v.bad.reset()
+	if !resume {
+		v.unverified.reset()
+		v.bad.reset()
+	}
 	return nil
+}
+
+// Changed: see replicate.Node.
+func (n *node) Changed(first, end, most int64, since LSN) (from, count int64, applied LSN) {
+	n.applyMu.RLock()
+	defer n.applyMu.RUnlock()
+	changed := func(b int64) bool {
+		e, ok := n.table.get(b)
+		return !ok || e.damaged || e.lsn > since // a damaged one keeps its LSN
+	}
+	for from = first; from < end && !changed(from); from++ {
+	}
+	for from+count < end && count < most && changed(from+count) {
+		count++
+	}
+	return from, count, n.Applied()
 }
 
 // copyStep is how many bytes of a full copy become durable at a time. All of it at
@@ -346,13 +365,13 @@ func (n *node) CopyBlocks(first int64, src []byte, info []replicate.BlockInfo) (
 			return err
 		}
 		n.table.set(b, entry{lsn: in.LSN, crc: in.CRC, unverified: in.Unverified})
+		n.v().trust(b)
 		if in.Unverified {
 			n.unverified.add(b)
 		}
 		n.dirty.add(b)
 	}
-	const step = copyStep / blockSize
-	if first/step != (first+int64(len(info)))/step {
+	if n.unflushed += len(src); n.unflushed >= copyStep {
 		return n.v().storeCopied()
 	}
 	return nil
@@ -365,6 +384,7 @@ func (v *Volume) storeCopied() error {
 		return v.fail(err)
 	}
 	v.dirty.empty()
+	v.unflushed = 0
 	return nil
 }
 

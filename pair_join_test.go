@@ -55,7 +55,7 @@ func TestCopyBecomesDurableByStep(t *testing.T) {
 	v := openQuiet(t, mem)
 	n := (*node)(v)
 	r := replicate.Resync{Fork: 1 << 20, Epoch: journal.Epoch{Counter: v.meta.State.History.Last().Epoch.Counter + 9, Node: 7}}
-	err := n.StartCopy(r, func(st *replicate.State) {
+	err := n.StartCopy(r, false, func(st *replicate.State) {
 		st.History = st.History.Append(journal.Entry{Epoch: r.Epoch, Start: r.Fork, PeerIn: true})
 		st.Role, st.Title = replicate.Secondary, false
 	})

@@ -407,7 +407,7 @@ func (w *simWorld) copyOver() {
 	}
 	w.incoming = data
 	r := replicate.Resync{Fork: w.v.journal.End() + 1<<20, Chain: 77, Epoch: journal.Epoch{Counter: w.v.meta.State.History.Last().Epoch.Counter + 99, Node: 7}}
-	err := n.StartCopy(r, func(st *replicate.State) {
+	err := n.StartCopy(r, false, func(st *replicate.State) {
 		st.History = st.History.Append(journal.Entry{Epoch: r.Epoch, Start: r.Fork, PeerIn: true})
 		st.Role, st.Title = replicate.Secondary, false
 	})

@@ -55,12 +55,21 @@ func (p *Pair) follow(s *session, v Verdict) error {
 		}
 	}
 	log := p.node.Log()
+	r := &receiver{p: p, s: s, log: log, apply: true, full: f.Full}
+	var record Resync
+	var has []byte
 	switch {
 	case f.Full:
 		p.setPhase(PhaseResync, v.Why)
-		r := Resync{Fork: f.From, Base: f.Base, Chain: f.Chain, Epoch: f.History.Last().Epoch}
-		if err := p.node.StartCopy(r, adopt); err != nil {
+		record = Resync{Fork: f.From, Base: f.Base, Chain: f.Chain, Epoch: f.History.Last().Epoch}
+		r.have = p.partsOf(&f)
+		p.have = copied{}
+		if err := p.node.StartCopy(record, len(r.have) > 0, adopt); err != nil {
 			return err
+		}
+		if len(r.have) > 0 {
+			p.log.Info("full copy goes on", zap.Int64("blocks", r.have.blocks()))
+			has = marshal(r.have)
 		}
 	default:
 		p.setPhase(PhaseCatchUp, "")
@@ -74,11 +83,15 @@ func (p *Pair) follow(s *session, v Verdict) error {
 			}
 		}
 	}
-	s.send(message{typ: msgFollowed, a: uint64(log.End()), b: uint64(p.node.Checkpoint())}, nil)
+	s.send(message{typ: msgFollowed, a: uint64(log.End()), b: uint64(p.node.Checkpoint())}, has)
 	p.mode.Store(&mode{role: Secondary})
 	s.lanes.done = log.End()
 	s.lanes.open(laneReceives, s.many)
-	return (&receiver{p: p, s: s, log: log, apply: true, full: f.Full}).run()
+	err = r.run()
+	if r.full {
+		p.have = copied{f.Copy, record, r.have.after(r.nextBlock, p.node.Applied())}
+	}
+	return err
 }
 
 func (p *Pair) checkFollow(f *follow, v Verdict, s *session) error {

@@ -97,6 +97,8 @@ type Pair struct {
 	lastAnswer   atomic.Int64            // by now(); of a secondary's last echo
 	sessionEnded atomic.Int64            // by now(); when the last session ended
 	copied       atomic.Int64            // bytes of a full copy so far
+	copyID       uint64                  // of the full copies that this process makes
+	have         copied                  // of one that was cut off: the session's
 
 	// Changed by run, by the session goroutine that it waits for, and by who has
 	// the committer's role; the atomics are read, and wantTitle and claim set, by
@@ -172,6 +174,7 @@ func New(node Node, cfg Config) *Pair {
 		cfg: cfg, node: node, log: cfg.Log,
 		offers: make(chan *session), calls: make(chan *call), kick: make(chan struct{}, 1),
 		phase: PhaseLost, reason: "not connected yet",
+		copyID: NewNodeID(),
 	}
 	if p.cfg.Clock == nil {
 		p.cfg.Clock = boottime

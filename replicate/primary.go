@@ -33,8 +33,11 @@ func (p *Pair) lead(s *session, mine Side, v Verdict) error {
 	}
 	defer p.unpin()
 	s.sendJSON(msgFollow, f)
-	m, _, err := s.readMessage(msgFollowed)
+	m, body, err := s.readMessage(msgFollowed)
 	if err != nil {
+		return err
+	}
+	if err := c.resume(p, &f, body); err != nil {
 		return err
 	}
 	ckpt, size := journal.LSN(m.b), p.node.Log().Size()
@@ -93,6 +96,7 @@ func (p *Pair) pinFrom(s *session, v Verdict, c *copier) (follow, error) {
 		if chain, ok = p.chainAt(f.From); !ok {
 			return f, &OwnCopyError{f.From, errors.New("no segment where the data ends")}
 		}
+		f.Copy = p.copyID
 		c.start(p.node.Geometry().Size)
 	}
 	f.Chain = chain
@@ -444,50 +448,4 @@ func (p *Pair) handOver(s *session, v Verdict) error {
 	}
 	s.bye("log handed over")
 	return errAgain
-}
-
-// copier is the progress of a full copy at its source.
-type copier struct {
-	done        bool
-	block, end  int64
-	buf         []byte
-	info        []BlockInfo
-	msg         []byte
-	lastApplied journal.LSN
-	sent        journal.LSN // how far the log was sent when the last blocks were queued
-}
-
-func (c *copier) start(size int64) {
-	c.done = false
-	c.end = size / BlockSize
-	c.buf = make([]byte, blocksPerMessage*BlockSize)
-	c.info = make([]BlockInfo, blocksPerMessage)
-	c.msg = make([]byte, 0, blocksPerMessage*(BlockSize+blockInfoSize))
-}
-
-// next queues the next message of blocks. They are read while nothing is
-// applied, so that they hold exactly the log up to the LSN that they carry,
-// and sent in order with the log: the follower applies a segment to a block
-// only where it is newer.
-func (c *copier) next(p *Pair, s *session) error {
-	if c.block == c.end {
-		s.send(message{typ: msgBlocksDone, a: uint64(c.lastApplied)}, nil)
-		c.done = true
-		return nil
-	}
-	n := min(c.end-c.block, blocksPerMessage)
-	applied, err := p.node.ReadBlocks(c.block, c.buf[:n*BlockSize], c.info[:n])
-	if err != nil {
-		return fmt.Errorf("full copy: %w", err)
-	}
-	c.lastApplied = applied
-	c.msg = c.msg[:int(n)*blockInfoSize]
-	for i := range c.info[:n] {
-		putBlockInfo(c.msg[i*blockInfoSize:], c.info[i])
-	}
-	c.msg = append(c.msg, c.buf[:n*BlockSize]...)
-	s.send(message{typ: msgBlocks, a: uint64(c.block), b: uint64(n), c: uint64(applied)}, c.msg)
-	c.block += n
-	p.copied.Store(c.block * BlockSize)
-	return nil
 }

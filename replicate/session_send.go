@@ -29,11 +29,15 @@ var zeroHeader [headerSize]byte
 
 // sendJSON queues a message with a JSON body.
 func (s *session) sendJSON(typ messageType, v any) {
+	s.send(message{typ: typ}, marshal(v))
+}
+
+func marshal(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic("replicate: " + err.Error()) // plain structs always marshal
 	}
-	s.send(message{typ: typ}, b)
+	return b
 }
 
 // flush sends queued messages, not log, as far as it goes without blocking.

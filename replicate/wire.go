@@ -64,7 +64,8 @@ const (
 	msgVerdict
 	// msgFollow {body: follow}: the source tells the other what to follow.
 	msgFollow
-	// msgFollowed {a: LSN that the log ends at, b: checkpoint}: done, durably.
+	// msgFollowed {a: LSN that the log ends at, b: checkpoint}: done, durably. At the
+	// start of a full copy that goes on {body: parts}.
 	msgFollowed
 	// msgJoin {body: join}: an epoch history, policy and the title.
 	msgJoin
@@ -216,8 +217,11 @@ type follow struct {
 	Base    journal.LSN     `json:"base"` // of the source's ring
 	Chain   uint32          `json:"chain"`
 	Full    bool            `json:"full"`
-	Alone   bool            `json:"alone"`
-	LeaseNS int64           `json:"lease_ns"`
+	// Copy is of a full copy: how the source calls those that it makes until it
+	// restarts. A follower of before this knows none, 0.
+	Copy    uint64 `json:"copy,string,omitempty"`
+	Alone   bool   `json:"alone"`
+	LeaseNS int64  `json:"lease_ns"`
 }
 
 // title says what a join does with the title at the receiver.

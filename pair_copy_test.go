@@ -1,0 +1,98 @@
+package nvmmirror
+
+import (
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// copyPair is a primary and a blank node in its peer's place, still closed, that only a
+// full copy helps. The log of both has what is logged.
+func copyPair(t *testing.T, c testConfig) (a, b *testNode, logged *observer.ObservedLogs) {
+	t.Helper()
+	core, logged := observer.New(zap.InfoLevel)
+	c.size, c.quiet = 16<<20, true
+	a, b = pairInSync(t, c)
+	for range 3 * MinJournal / (100 << 10) {
+		commit(t, a, 0, make([]byte, 100<<10))
+	}
+	a.close()
+	replace(t, b)
+	a.opt.Logger, b.opt.Logger = zap.New(core), zap.New(core)
+	a.open()
+	return a, b, logged
+}
+
+// TestFullCopyGoesOn: a wire that cuts each session off after a part of a full copy is
+// got over, while the volume changes. What the copy then has is the volume, also where
+// a session ends before it has replaced all that changed before it.
+func TestFullCopyGoesOn(t *testing.T) {
+	t.Parallel()
+	a, b, logged := copyPair(t, testConfig{opt: Options{OnPeerLoss: Alone}, plain: true, timeout: slow(500 * time.Millisecond)})
+	var mu sync.Mutex
+	sent := 0
+	a.wire.setCorrupt(func(out []byte) int {
+		mu.Lock()
+		defer mu.Unlock()
+		if sent += len(out); sent > 3<<20 && len(out) > 8<<10 {
+			sent = 0
+			out[len(out)/2] ^= 1
+		}
+		return -1
+	})
+	b.open()
+	goesOn := func() int { return logged.FilterMessage("full copy goes on").Len() }
+	rng := rand.New(rand.NewPCG(5, 6))
+	for i := range 6 { // sessions
+		a.until("another session", func(Status) bool { return goesOn() >= 2*i }) // both log it
+		for range 400 {
+			p := make([]byte, 1+rng.IntN(3*blockSize))
+			for j := range p {
+				p[j] = byte(rng.Uint32())
+			}
+			commit(t, a, rng.Int64N(a.Size()-int64(len(p))), p)
+		}
+	}
+	a.inSync()
+	a.wire.setCorrupt(nil)
+	identical(t, a, b)
+	t.Logf("it went on %d times", goesOn()/2)
+}
+
+// TestFullCopyBeginsAnew: where one of the nodes has restarted meanwhile, nobody
+// knows any more what the part of a copy is worth. A primary that waits for its peer
+// is in the same epoch as before.
+func TestFullCopyBeginsAnew(t *testing.T) {
+	t.Parallel()
+	for _, who := range []string{"primary", "waiting primary", "follower"} {
+		t.Run(who, func(t *testing.T) {
+			t.Parallel()
+			c := testConfig{opt: Options{OnPeerLoss: Alone}}
+			if who == "waiting primary" {
+				c.opt.OnPeerLoss = Block
+			}
+			a, b, logged := copyPair(t, c)
+			a.wire.setChop(128<<10, 20*time.Millisecond)
+			b.open()
+			b.until("a part", func(s Status) bool { return s.Resync != nil && s.Resync.Done > 1<<20 })
+			restarts := a
+			if who == "follower" {
+				restarts = b
+			}
+			restarts.crash()
+			restarts.open()
+			b.until("a part", func(s Status) bool { return s.Resync != nil && s.Resync.Done > 1<<20 })
+			a.wire.setChop(0, 0)
+			a.until("serving", func(s Status) bool { return s.Serving })
+			fill(t, a, 3, 50, 3*blockSize)
+			identical(t, a, b)
+			if n := logged.FilterMessage("full copy goes on").Len(); n > 0 {
+				t.Error("the copy of before went on")
+			}
+		})
+	}
+}
