@@ -3,6 +3,7 @@ package journal
 import (
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"sync/atomic"
 
 	"github.com/nvmmirror/nvmmirror/internal/parts"
@@ -96,8 +97,7 @@ func (l *Log) room(records int) LSN {
 // the hint that it carries. The caller has seen to the room. Where the callers'
 // memory cannot be read, the error matches ErrUnreadable and the log is as it was.
 func (l *Log) Append(reqs []*Request, size int, acked LSN) (end LSN, err error) {
-	defer l.unread(l.chain, &err)
-	defer pmem.Recover(l.mem, pmem.Arm(), &err)
+	defer l.recovered(pmem.Arm(), l.chain, &err)
 	n := roundUp(HeaderSize + size)
 	lsn := l.End()
 	if c := l.ring.Contiguous(lsn); n > c {
@@ -121,11 +121,15 @@ func (l *Log) Append(reqs []*Request, size int, acked LSN) (end LSN, err error) 
 	return h.End(), nil
 }
 
-// unread, deferred by Append, takes up a fault that was not the ring's. What has
-// been written lies above End. chain is that of before.
-func (l *Log) unread(chain uint32, err *error) {
+// recovered is pmem.Recover that also takes up a fault that was not the memory's. What
+// has been written lies above End. chain is that of before.
+func (l *Log) recovered(old bool, chain uint32, err *error) {
+	debug.SetPanicOnFault(old)
 	value := recover()
 	if value == nil {
+		return
+	}
+	if *err = pmem.AsFault(l.mem, value); *err != nil {
 		return
 	}
 	fault, ok := value.(interface {

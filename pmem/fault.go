@@ -49,21 +49,29 @@ func Recover(m interface{ Bytes() []byte }, old bool, err *error) {
 	if value == nil {
 		return
 	}
+	if *err = AsFault(m, value); *err == nil {
+		panic(value)
+	}
+}
+
+// AsFault is a panic's value as a *[FaultError], nil where it is no fault inside m's
+// mapping: for a deferred function that does what [Recover] does, and more.
+func AsFault(m interface{ Bytes() []byte }, value any) error {
 	fault, ok := value.(interface {
 		runtime.Error
 		Addr() uintptr
 	})
 	if !ok {
-		panic(value)
+		return nil
 	}
 	mem := m.Bytes()
 	off := fault.Addr() - uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
 	if off >= uintptr(len(mem)) {
-		panic(value)
+		return nil
 	}
 	e := &FaultError{Offset: int64(off), Err: fault}
 	if named, ok := m.(interface{ Path() string }); ok {
 		e.Path = named.Path()
 	}
-	*err = e
+	return e
 }
