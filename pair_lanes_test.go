@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -92,22 +93,28 @@ func TestLaneLost(t *testing.T) {
 	t.Parallel()
 	a, b := lanePair(t, 2, testConfig{})
 	for round := range 3 {
+		n := a
+		if round%2 == 1 {
+			n = b
+		}
+		before := map[*wireConn]int64{}
+		for _, c := range n.wire.made() {
+			before[c] = c.moved.Load()
+		}
 		end := make(chan struct{})
 		go func() {
 			defer close(end)
 			laneLoad(t, a, 4, 10)
 		}()
-		n := a
-		if round%2 == 1 {
-			n = b
-		}
-		made := n.wire.made()
-		lane := made[len(made)-1]
-		want := lane.sent.Load()
-		if n == a {
-			want += 1 << 20
-		}
-		a.until("under load", func(Status) bool { return lane.sent.Load() >= want })
+		var lane *wireConn // of those that were made, some may have been refused
+		n.until("under load", func(Status) bool {
+			made := n.wire.made()
+			i := slices.IndexFunc(made, func(c *wireConn) bool { return c.moved.Load() >= before[c]+1<<20 })
+			if i >= 0 {
+				lane = made[i]
+			}
+			return i >= 0
+		})
 		lane.Close()
 		<-end
 		a.inSync()

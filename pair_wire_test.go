@@ -130,6 +130,7 @@ type wireConn struct {
 	w      *wire
 	woken  chan struct{}
 	sent   atomic.Int64 // bytes
+	moved  atomic.Int64 // bytes, in either direction
 	closed atomic.Bool  // by this end: it is told, also where nothing passes
 	next   time.Time    // of a paced write; the writer's
 }
@@ -149,7 +150,14 @@ func (c *wireConn) TryRead(p []byte) (int, error) {
 	if chop, _, _ := c.w.faults(); chop > 0 && len(p) > chop {
 		p = p[:chop]
 	}
-	return c.Conn.TryRead(p)
+	n, err := c.Conn.TryRead(p)
+	c.moved.Add(int64(n))
+	return n, err
+}
+
+func (c *wireConn) count(sent int) {
+	c.sent.Add(int64(sent))
+	c.moved.Add(int64(sent))
 }
 
 func (c *wireConn) TryWrite(bufs [][]byte) (int, error) {
@@ -165,7 +173,7 @@ func (c *wireConn) TryWrite(bufs [][]byte) (int, error) {
 	}
 	if chop == 0 && corrupt == nil {
 		n, err := c.Conn.TryWrite(bufs)
-		c.sent.Add(int64(n))
+		c.count(n)
 		return n, err
 	}
 	var out []byte
@@ -177,7 +185,7 @@ func (c *wireConn) TryWrite(bufs [][]byte) (int, error) {
 	}
 	if corrupt == nil {
 		n, err := c.Conn.TryWrite([][]byte{out})
-		c.sent.Add(int64(n))
+		c.count(n)
 		return n, err
 	}
 	bad := corrupt(out)

@@ -50,7 +50,7 @@ func startRedis(ctx context.Context, dir string) (_ peer, err error) {
 		r.aof[i] = filepath.Join(data, "appendonlydir")
 		socket := filepath.Join(data, "socket")
 		argv := []string{path, "--port", port[i], "--bind", "127.0.0.1", "--unixsocket", socket, "--dir", data, "--daemonize", "no",
-			"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"}
+			"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--auto-aof-rewrite-percentage", "0", "--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0"}
 		if i == 1 {
 			argv = append(argv, "--replicaof", "127.0.0.1 "+port[0])
 		}
