@@ -304,9 +304,9 @@ func (n *node) readBlocks(first int64, dst []byte, info []replicate.BlockInfo) (
 }
 
 // StartCopy makes the node inconsistent, durably, before the first block of a
-// full copy is overwritten, and starts the log over. Where it resumes one, what has
-// been copied stays dirty, and unverified, as it is.
-func (n *node) StartCopy(r replicate.Resync, resume bool, f func(*replicate.State)) error {
+// full copy is overwritten, and starts the log over. What it keeps stays dirty,
+// unverified or damaged, as it is.
+func (n *node) StartCopy(r replicate.Resync, keep bool, f func(*replicate.State)) error {
 	v := n.v()
 	v.ckptMu.Lock() // no checkpoint may come between
 	defer v.ckptMu.Unlock()
@@ -327,27 +327,22 @@ func (n *node) StartCopy(r replicate.Resync, resume bool, f func(*replicate.Stat
 	v.journal.Rebase(r.Base)
 	v.startOver(r.Fork, r.Chain)
 	v.copying = true
-	if !resume {
+	if !keep {
 		v.unverified.reset()
 		v.bad.reset()
 	}
 	return nil
 }
 
-// Changed: see replicate.Node.
-func (n *node) Changed(first, end, most int64, since LSN) (from, count int64, applied LSN) {
+// Entries: see replicate.Node.
+func (n *node) Entries(first int64, info []replicate.BlockInfo) (applied LSN) {
 	n.applyMu.RLock()
 	defer n.applyMu.RUnlock()
-	changed := func(b int64) bool {
-		e, ok := n.table.get(b)
-		return !ok || e.damaged || e.lsn > since // a damaged one keeps its LSN
+	for i := range info {
+		e, ok := n.table.get(first + int64(i))
+		info[i] = replicate.BlockInfo{LSN: e.lsn, CRC: e.crc, Unverified: e.unverified, Damaged: !ok || e.damaged}
 	}
-	for from = first; from < end && !changed(from); from++ {
-	}
-	for from+count < end && count < most && changed(from+count) {
-		count++
-	}
-	return from, count, n.Applied()
+	return n.Applied()
 }
 
 // copyStep is how many bytes of a full copy become durable at a time. All of it at

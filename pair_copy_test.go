@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/replicate"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 )
@@ -45,7 +47,7 @@ func TestFullCopyGoesOn(t *testing.T) {
 		return -1
 	})
 	b.open()
-	goesOn := func() int { return logged.FilterMessage("full copy goes on").Len() }
+	goesOn := func() int { return logged.FilterMessageSnippet("full copy of what").Len() }
 	rng := rand.New(rand.NewPCG(5, 6))
 	for i := range 6 { // sessions
 		a.until("another session", func(Status) bool { return goesOn() >= 2*i }) // both log it
@@ -61,6 +63,75 @@ func TestFullCopyGoesOn(t *testing.T) {
 	a.wire.setCorrupt(nil)
 	identical(t, a, b)
 	t.Logf("it went on %d times", goesOn()/2)
+}
+
+// TestFullCopyOfWhatChanged: a node that was away for more log than the ring holds gets
+// the blocks that have changed since, and nothing else; what its log goes beyond, or its
+// table is wrong about, all.
+func TestFullCopyOfWhatChanged(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		change func(t *testing.T, region []byte) // of the node that was away
+		whole  bool                              // all is copied
+	}{
+		{"killed", nil, false},
+		{"a damaged block", func(t *testing.T, region []byte) {
+			m := metadataOf(t, region)
+			region[m.Data.Off+1000*blockSize] ^= 1
+			p := region[m.Table.Off+1000*tableEntry:][:tableEntry]
+			e, _ := decodeEntry(p, 1000)
+			e.damaged = true
+			putEntry(p, e, 1000)
+		}, false},
+		{"another block", func(t *testing.T, region []byte) { // with a table entry to match
+			m := metadataOf(t, region)
+			p := region[m.Data.Off+1000*blockSize:][:blockSize]
+			p[0] ^= 1
+			putEntry(region[m.Table.Off+1000*tableEntry:], entry{crc: crc32c.Sum(p)}, 1000)
+		}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			core, logged := observer.New(zap.InfoLevel)
+			a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}, size: 16 << 20, quiet: true})
+			fill(t, a, 4, 300, 3*blockSize)
+			quiesce(t, a, b)
+			if err := b.checkpoint(false); err != nil {
+				t.Fatal(err)
+			}
+			b.crash()
+			if c.change != nil {
+				b.change(func(region []byte) { c.change(t, region) })
+			}
+			for range 3 * MinJournal / (100 << 10) { // 25 blocks
+				commit(t, a, 0, make([]byte, 100<<10))
+			}
+			commit(t, a, a.Size()-1, []byte{7})
+			b.opt.Logger = zap.New(core)
+			sent := func() (n int64) {
+				for _, c := range a.wire.made() {
+					n += c.sent.Load()
+				}
+				return n
+			}
+			before := sent()
+			b.open()
+			a.inSync()
+			b.inSync()
+			if n := sent() - before; (n > a.Size()) != c.whole || !c.whole && n > 400<<10 {
+				t.Errorf("%d bytes were sent", n)
+			}
+			if s := b.Status(); s.Rule != string(replicate.RuleFull) {
+				t.Errorf("it followed by %s", s.Rule)
+			}
+			b.until("repaired", func(s Status) bool { return s.Counters.RepairedBlocks > 0 || c.name != "a damaged block" })
+			identical(t, a, b)
+			for _, e := range logged.FilterMessage("session ended").All() {
+				t.Log(e.ContextMap()["error"])
+			}
+		})
+	}
 }
 
 // TestFullCopyBeginsAnew: where one of the nodes has restarted meanwhile, nobody
@@ -90,7 +161,7 @@ func TestFullCopyBeginsAnew(t *testing.T) {
 			a.until("serving", func(s Status) bool { return s.Serving })
 			fill(t, a, 3, 50, 3*blockSize)
 			identical(t, a, b)
-			if n := logged.FilterMessage("full copy goes on").Len(); n > 0 {
+			if n := logged.FilterMessageSnippet("full copy of what").Len(); n > 0 {
 				t.Error("the copy of before went on")
 			}
 		})

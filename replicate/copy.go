@@ -1,19 +1,29 @@
 package replicate
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"go.uber.org/zap"
 
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
 	"github.com/nvmmirror/nvmmirror/journal"
 )
 
-// A full copy that a lost connection cuts off goes on where it was, as long as
-// neither node has restarted and the source has begun no other epoch: its log, and
-// with it its data, has only grown since then. The follower keeps in memory which
-// blocks it has, and up to where the log is in them; of those the source sends the
-// ones that have changed since. What the follower has applied to them meanwhile, or
-// not, does not matter: they are replaced as a whole.
+// A full copy leaves out what the follower has: the source sends the blocks that have
+// changed since. What the follower has applied to those, or not, does not matter: they
+// are replaced as a whole. It has
+//
+//   - its data, as far as its log goes, where that is the beginning of the source's
+//     log and the source's ring no longer reaches back to its end;
+//   - after a lost connection, as much as came of the copy: the blocks up to some
+//     block hold all log that was applied to them. That is kept in memory, and is worth
+//     something as long as neither node has restarted and the source has begun no
+//     other epoch: its log, and with it its data, has only grown since then.
+//
+// That nothing has changed in what is left out, both block tables must say alike, except
+// where a block was found damaged or is unverified: that is settled as it is after the
+// log has been caught up with.
 
 // copied is what a follower has of a full copy that was cut off.
 type copied struct {
@@ -43,8 +53,8 @@ func (have parts) blocks() int64 {
 	return have[len(have)-1].End
 }
 
-// after is what there is after a session in which the blocks up to next came, or had
-// not changed: what lies behind it lacks log from before that session.
+// after is what there is after a session in which the blocks up to next came, or were
+// the same: what lies behind it lacks log from before that session.
 func (have parts) after(next int64, applied journal.LSN) parts {
 	var all parts
 	if next > 0 {
@@ -70,14 +80,22 @@ func (have parts) valid(blocks int64) bool {
 	return len(have) <= maxParts
 }
 
-// partsOf is what this node has of the copy that it is to follow, if that goes on.
-func (p *Pair) partsOf(f *follow) parts {
-	st := p.node.State()
-	have := p.have
-	if st.Resync == nil || *st.Resync != have.record || f.Copy == 0 || f.Copy != have.copyID || f.History.Last().Epoch != have.record.Epoch {
-		return nil
+// partsOf is what this node has of the copy that it is to take after the verdict v.
+func (p *Pair) partsOf(f *follow, v Verdict) parts {
+	st, have := p.node.State(), p.have
+	switch {
+	case f.Copy == 0: // an earlier release's
+	case st.Resync != nil:
+		if *st.Resync == have.record && f.Copy == have.copyID && f.History.Last().Epoch == have.record.Epoch {
+			return have.parts
+		}
+	case st.Lineage == f.Lineage && !p.node.Damaged():
+		// v.From is up to where both have the same log.
+		if applied := p.node.Applied(); applied <= v.From {
+			return parts{{p.node.Geometry().Size / BlockSize, applied}}
+		}
 	}
-	return have.parts
+	return nil
 }
 
 // copier is the progress of a full copy at its source.
@@ -87,6 +105,7 @@ type copier struct {
 	have        parts // of the follower, from block on: it lacks only what has changed since
 	buf         []byte
 	info        []BlockInfo
+	look        []BlockInfo // of the table
 	msg         []byte
 	lastApplied journal.LSN
 	sent        journal.LSN // how far the log was sent when the last blocks were queued
@@ -114,7 +133,8 @@ func (c *copier) resume(p *Pair, f *follow, body []byte) error {
 	for i := range c.have {
 		c.have[i].LSN = min(c.have[i].LSN, f.From) // the log goes on there, also where it was sent before
 	}
-	p.log.Info("full copy goes on", zap.Int64("blocks", c.have.blocks()), zap.Int64("of", c.end))
+	c.look = make([]BlockInfo, blocksPerLook)
+	p.log.Info("full copy of what the peer lacks", zap.Int64("has", c.have.blocks()), zap.Int64("of", c.end))
 	return nil
 }
 
@@ -133,15 +153,16 @@ func (c *copier) next(p *Pair, s *session) error {
 		c.have = c.have[1:]
 	}
 	if len(c.have) > 0 {
-		const atOnce = 64 << 10 // blocks, so that the log has its turn
-		last := min(c.have[0].End, c.block+atOnce)
-		var applied journal.LSN
-		c.block, n, applied = p.node.Changed(c.block, last, blocksPerMessage, c.have[0].LSN)
-		p.copied.Store(c.block * BlockSize)
-		if n == 0 {
-			c.lastApplied = applied
+		look := c.look[:min(blocksPerLook, c.have[0].End-c.block)]
+		c.lastApplied = p.node.Entries(c.block, look)
+		if left := run(look, c.have[0].LSN, false); left > 0 {
+			sum, counts := sumEntries(look[:left])
+			s.send(message{typ: msgSame, a: uint64(c.block), b: uint64(left), c: uint64(sum), d: counts}, nil)
+			c.block += left
+			p.copied.Store(c.block * BlockSize)
 			return nil
 		}
+		n = run(look[:min(blocksPerMessage, len(look))], c.have[0].LSN, true)
 	}
 	applied, err := p.node.ReadBlocks(c.block, c.buf[:n*BlockSize], c.info[:n])
 	if err != nil {
@@ -156,5 +177,49 @@ func (c *copier) next(p *Pair, s *session) error {
 	s.send(message{typ: msgBlocks, a: uint64(c.block), b: uint64(n), c: uint64(applied)}, c.msg)
 	c.block += n
 	p.copied.Store(c.block * BlockSize)
+	return nil
+}
+
+// run is how many blocks at the beginning have changed since an LSN, or have not. What
+// was found damaged keeps its LSN.
+func run(look []BlockInfo, since journal.LSN, changed bool) (n int64) {
+	for _, b := range look {
+		if (b.Damaged || b.LSN > since) != changed {
+			break
+		}
+		n++
+	}
+	return n
+}
+
+// sumEntries is the checksum of what a table says of blocks. It counts, 1, where each
+// is what the table says.
+func sumEntries(look []BlockInfo) (sum uint32, counts uint64) {
+	var said [12]byte
+	for _, b := range look {
+		if b.Damaged || b.Unverified {
+			return 0, 0
+		}
+		binary.LittleEndian.PutUint64(said[:], uint64(b.LSN))
+		binary.LittleEndian.PutUint32(said[8:], b.CRC)
+		sum = crc32c.Update(sum, said[:])
+	}
+	return sum, 1
+}
+
+// same takes it that so many blocks were left out.
+func (r *receiver) same(m *message) error {
+	first, n := int64(m.a), int64(m.b)
+	if !r.full || first != r.nextBlock || n <= 0 || n > min(blocksPerLook, r.have.blocks()-first) {
+		return &WireError{fmt.Sprintf("%d blocks from %d on are left out of a full copy where %d comes next", m.b, m.a, r.nextBlock)}
+	}
+	look := make([]BlockInfo, n)
+	r.p.node.Entries(first, look)
+	if sum, counts := sumEntries(look); counts == 1 && m.d == 1 && uint64(sum) != m.c {
+		r.have, r.nextBlock = nil, 0
+		return fmt.Errorf("blocks %d to %d are not what the peer has, though its log says so: all blocks are copied", first, first+n)
+	}
+	r.nextBlock += n
+	r.p.copied.Store(r.nextBlock * BlockSize)
 	return nil
 }

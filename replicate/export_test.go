@@ -30,7 +30,7 @@ const (
 	TypeBlocksDone = uint16(msgBlocksDone)
 	TypeMissing    = uint16(msgBlockMissing)
 	TypeBye        = uint16(msgBye)
-	TypeLast       = uint16(msgSpread)
+	TypeLast       = uint16(msgSame)
 )
 
 type (

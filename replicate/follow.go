@@ -62,13 +62,13 @@ func (p *Pair) follow(s *session, v Verdict) error {
 	case f.Full:
 		p.setPhase(PhaseResync, v.Why)
 		record = Resync{Fork: f.From, Base: f.Base, Chain: f.Chain, Epoch: f.History.Last().Epoch}
-		r.have = p.partsOf(&f)
+		r.have = p.partsOf(&f, v)
 		p.have = copied{}
 		if err := p.node.StartCopy(record, len(r.have) > 0, adopt); err != nil {
 			return err
 		}
 		if len(r.have) > 0 {
-			p.log.Info("full copy goes on", zap.Int64("blocks", r.have.blocks()))
+			p.log.Info("full copy of what is missing here", zap.Int64("has", r.have.blocks()))
 			has = marshal(r.have)
 		}
 	default:

@@ -55,13 +55,12 @@ type Node interface {
 	// tell of: zero, unless it counts as damaged only because it was unverified and
 	// differed from the peer's.
 	ReadBlocks(first int64, dst []byte, info []BlockInfo) (applied journal.LSN, err error)
-	// Changed is the first run of blocks from first on, below end and at most most
-	// long, that hold log beyond since, or whose entries do not say: n is 0 where
-	// there is none, and from end. applied is the LSN of the data then.
-	Changed(first, end, most int64, since journal.LSN) (from, n int64, applied journal.LSN)
+	// Entries is what the table says of len(info) blocks from first on, unread. applied
+	// is the LSN of the data then.
+	Entries(first int64, info []BlockInfo) (applied journal.LSN)
 	// StartCopy makes r durable with the state that f leaves, then starts
-	// the log over at r.Fork. resume: blocks that were copied before count.
-	StartCopy(r Resync, resume bool, f func(*State)) error
+	// the log over at r.Fork. keep: the copy leaves out blocks that are here.
+	StartCopy(r Resync, keep bool, f func(*State)) error
 	// CopyBlocks stores len(info) blocks of a full copy, already verified. It
 	// does not keep src or info.
 	CopyBlocks(first int64, src []byte, info []BlockInfo) error
@@ -81,4 +80,6 @@ type BlockInfo struct {
 	// Unverified: the checksum was taken anew after a crash, and has not
 	// been compared with the peer's since.
 	Unverified bool
+	// Damaged: the block was found damaged, or its entry is. Only Entries says so.
+	Damaged bool
 }

@@ -50,7 +50,7 @@ type receiver struct {
 	history   journal.History
 	skipping  bool  // a checksum failed: ignore everything until log from end on
 	nextBlock int64 // to come in a full copy, which has all of them in order
-	have      parts // of that copy, from before: what has not changed since does not come again
+	have      parts // from before: what has not changed since is left out
 	copyEnd   journal.LSN
 	ended     bool // the source has sent all blocks; they hold the log up to copyEnd
 	ackDue    bool

@@ -38,6 +38,8 @@ func (r *receiver) message() error {
 		return r.spread(&m, body)
 	case msgBlocks:
 		return r.blocks(&m, body)
+	case msgSame:
+		return r.same(&m)
 	case msgJoin:
 		return r.join(body)
 	case msgHeartbeat:
@@ -49,7 +51,7 @@ func (r *receiver) message() error {
 		if !r.full {
 			return &WireError{"the end of a full copy that was not begun"}
 		}
-		if total := r.p.node.Geometry().Size / BlockSize; max(r.nextBlock, r.have.blocks()) != total {
+		if total := r.p.node.Geometry().Size / BlockSize; r.nextBlock != total {
 			return &WireError{fmt.Sprintf("the end of a full copy at block %d of %d", r.nextBlock, total)}
 		}
 		r.copyEnd, r.ended = journal.LSN(m.a), true
@@ -136,7 +138,7 @@ func (r *receiver) blocks(m *message, body []byte) error {
 	if n == 0 || n > blocksPerMessage || uint64(n) != m.b || n*(blockInfoSize+BlockSize) != int(m.length) || m.a >= total || uint64(n) > total-m.a {
 		return &WireError{fmt.Sprintf("%d blocks from %d on in %d bytes", m.b, m.a, m.length)}
 	}
-	if first := int64(m.a); first < r.nextBlock || first > max(r.nextBlock, r.have.blocks()) { // what is left out would be zeros, with checksums that match
+	if int64(m.a) != r.nextBlock { // what is left out would be zeros, with checksums that match
 		return &WireError{fmt.Sprintf("block %d of a full copy where %d comes next", m.a, r.nextBlock)}
 	}
 	info := make([]BlockInfo, n)
@@ -150,7 +152,7 @@ func (r *receiver) blocks(m *message, body []byte) error {
 	if err := r.p.node.CopyBlocks(int64(m.a), data, info); err != nil {
 		return err
 	}
-	r.nextBlock = int64(m.a) + int64(n)
+	r.nextBlock += int64(n)
 	r.p.copied.Store(r.nextBlock * BlockSize)
 	return nil
 }

@@ -50,6 +50,9 @@ const (
 	BlockSize = 4096
 	// blocksPerMessage bounds a Blocks body to a frame's size.
 	blocksPerMessage = MaxFrame / BlockSize
+	// blocksPerLook is how much of the block table is looked at at once, so that the
+	// log has its turn.
+	blocksPerLook = 4 << 10
 )
 
 type messageType uint16
@@ -65,7 +68,7 @@ const (
 	// msgFollow {body: follow}: the source tells the other what to follow.
 	msgFollow
 	// msgFollowed {a: LSN that the log ends at, b: checkpoint}: done, durably. At the
-	// start of a full copy that goes on {body: parts}.
+	// start of a full copy of which the follower has something {body: parts}.
 	msgFollowed
 	// msgJoin {body: join}: an epoch history, policy and the title.
 	msgJoin
@@ -102,6 +105,10 @@ const (
 	// msgSpread {a: LSN, body: a segment's header}: the segment comes by the
 	// lanes.
 	msgSpread
+	// msgSame {a: first block, b: blocks, c: checksum of what the source's table says of
+	// them, d: 1 where that counts}: in the place of blocks of a full copy that the
+	// follower has.
+	msgSame
 )
 
 // message is a decoded message header.
@@ -161,7 +168,7 @@ func (m *message) decode(p []byte) error {
 	m.a, m.b, m.c, m.d = le.Uint64(p[16:]), le.Uint64(p[24:]), le.Uint64(p[32:]), le.Uint64(p[40:])
 	m.length = le.Uint32(p[48:])
 	m.bodyCRC = le.Uint32(p[52:])
-	if m.typ == 0 || m.typ > msgSpread {
+	if m.typ == 0 || m.typ > msgSame {
 		return &WireError{fmt.Sprintf("message type %d", m.typ)}
 	}
 	if m.length > maxBody || m.typ == msgFrame && (m.length == 0 || m.length > MaxFrame) {
