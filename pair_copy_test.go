@@ -84,6 +84,7 @@ func TestFullCopyOfWhatChanged(t *testing.T) {
 			e.damaged = true
 			putEntry(p, e, 1000)
 		}, false},
+		{"a damaged block at the source", nil, false},
 		{"another block", func(t *testing.T, region []byte) { // with a table entry to match
 			m := metadataOf(t, region)
 			p := region[m.Data.Off+1000*blockSize:][:blockSize]
@@ -108,6 +109,14 @@ func TestFullCopyOfWhatChanged(t *testing.T) {
 				commit(t, a, 0, make([]byte, 100<<10))
 			}
 			commit(t, a, a.Size()-1, []byte{7})
+			if c.name == "a damaged block at the source" {
+				a.applyMu.Lock()
+				a.block(1000)[0] ^= 1
+				a.applyMu.Unlock()
+				if _, err := a.ReadAt(make([]byte, 1), 1000*blockSize); !isCorrupt(err) {
+					t.Fatal(err)
+				}
+			}
 			b.opt.Logger = zap.New(core)
 			sent := func() (n int64) {
 				for _, c := range a.wire.made() {
@@ -125,7 +134,15 @@ func TestFullCopyOfWhatChanged(t *testing.T) {
 			if s := b.Status(); s.Rule != string(replicate.RuleFull) {
 				t.Errorf("it followed by %s", s.Rule)
 			}
-			b.until("repaired", func(s Status) bool { return s.Counters.RepairedBlocks > 0 || c.name != "a damaged block" })
+			repaired := func(n *testNode) {
+				n.until("repaired", func(s Status) bool { return s.Counters.RepairedBlocks > 0 })
+			}
+			switch c.name {
+			case "a damaged block":
+				repaired(b)
+			case "a damaged block at the source":
+				repaired(a)
+			}
 			identical(t, a, b)
 			for _, e := range logged.FilterMessage("session ended").All() {
 				t.Log(e.ContextMap()["error"])

@@ -3,6 +3,7 @@ package replicate
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -155,14 +156,24 @@ func (c *copier) next(p *Pair, s *session) error {
 	if len(c.have) > 0 {
 		look := c.look[:min(blocksPerLook, c.have[0].End-c.block)]
 		c.lastApplied = p.node.Entries(c.block, look)
-		if left := run(look, c.have[0].LSN, false); left > 0 {
-			sum, counts := sumEntries(look[:left])
-			s.send(message{typ: msgSame, a: uint64(c.block), b: uint64(left), c: uint64(sum), d: counts}, nil)
+		since := c.have[0].LSN
+		left := run(look, func(b BlockInfo) bool { return !b.Damaged && b.LSN <= since })
+		counts := uint64(sameNever)
+		if known(look[:left]) {
+			counts = sameIfKnown
+		}
+		if left == 0 && look[0].LSN <= since {
+			// It is damaged, and keeps its LSN: it may have changed since, but not without
+			// its checksum. Where the follower has that one, it can repair the block here.
+			left, counts = 1, sameAlways
+		}
+		if left > 0 {
+			s.send(message{typ: msgSame, a: uint64(c.block), b: uint64(left), c: uint64(sumEntries(look[:left])), d: counts}, nil)
 			c.block += left
 			p.copied.Store(c.block * BlockSize)
 			return nil
 		}
-		n = run(look[:min(blocksPerMessage, len(look))], c.have[0].LSN, true)
+		n = run(look[:min(blocksPerMessage, len(look))], func(b BlockInfo) bool { return b.LSN > since })
 	}
 	applied, err := p.node.ReadBlocks(c.block, c.buf[:n*BlockSize], c.info[:n])
 	if err != nil {
@@ -180,31 +191,35 @@ func (c *copier) next(p *Pair, s *session) error {
 	return nil
 }
 
-// run is how many blocks at the beginning have changed since an LSN, or have not. What
-// was found damaged keeps its LSN.
-func run(look []BlockInfo, since journal.LSN, changed bool) (n int64) {
-	for _, b := range look {
-		if (b.Damaged || b.LSN > since) != changed {
-			break
-		}
-		n++
+// run is how many at the beginning are such.
+func run(look []BlockInfo, such func(BlockInfo) bool) int64 {
+	if i := slices.IndexFunc(look, func(b BlockInfo) bool { return !such(b) }); i >= 0 {
+		return int64(i)
 	}
-	return n
+	return int64(len(look))
 }
 
-// sumEntries is the checksum of what a table says of blocks. It counts, 1, where each
-// is what the table says.
-func sumEntries(look []BlockInfo) (sum uint32, counts uint64) {
+// When the entries of blocks that are left out must be the same.
+const (
+	sameNever   = iota // the source does not know whether its blocks are what they say
+	sameIfKnown        // where the follower knows that its are
+	sameAlways         // they are all that tells
+)
+
+// known reports whether each block is what the table says, as far as is known.
+func known(look []BlockInfo) bool {
+	return !slices.ContainsFunc(look, func(b BlockInfo) bool { return b.Damaged || b.Unverified })
+}
+
+// sumEntries is the checksum of what a table says of blocks.
+func sumEntries(look []BlockInfo) (sum uint32) {
 	var said [12]byte
 	for _, b := range look {
-		if b.Damaged || b.Unverified {
-			return 0, 0
-		}
 		binary.LittleEndian.PutUint64(said[:], uint64(b.LSN))
 		binary.LittleEndian.PutUint32(said[8:], b.CRC)
 		sum = crc32c.Update(sum, said[:])
 	}
-	return sum, 1
+	return sum
 }
 
 // same takes it that so many blocks were left out.
@@ -215,7 +230,7 @@ func (r *receiver) same(m *message) error {
 	}
 	look := make([]BlockInfo, n)
 	r.p.node.Entries(first, look)
-	if sum, counts := sumEntries(look); counts == 1 && m.d == 1 && uint64(sum) != m.c {
+	if (m.d == sameAlways || m.d == sameIfKnown && known(look)) && uint64(sumEntries(look)) != m.c {
 		r.have, r.nextBlock = nil, 0
 		return fmt.Errorf("blocks %d to %d are not what the peer has, though its log says so: all blocks are copied", first, first+n)
 	}

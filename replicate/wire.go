@@ -106,7 +106,7 @@ const (
 	// lanes.
 	msgSpread
 	// msgSame {a: first block, b: blocks, c: checksum of what the source's table says of
-	// them, d: 1 where that counts}: in the place of blocks of a full copy that the
+	// them, d: when that must be what the follower's says}: in the place of blocks of a full copy that the
 	// follower has.
 	msgSame
 )
