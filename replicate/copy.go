@@ -66,7 +66,10 @@ func (have parts) after(next int64, applied journal.LSN) parts {
 			all = append(all, h)
 		}
 	}
-	return all[max(0, len(all)-maxParts):] // the first one counts as of the next
+	if len(all) > maxParts {
+		all = slices.Delete(all, 1, 2) // not what came last: else no session would get further
+	}
+	return all
 }
 
 // valid reports whether a peer can have that of a volume of so many blocks.

@@ -3,6 +3,8 @@ package replicate
 import (
 	"slices"
 	"testing"
+
+	"github.com/nvmmirror/nvmmirror/journal"
 )
 
 // A session that ends before all was looked at that came before it leaves blocks that
@@ -25,6 +27,41 @@ func TestPartsOfACopy(t *testing.T) {
 		have = have.after(1000-i, 64)
 		if !have.valid(1000) || have.blocks() != 1000 {
 			t.Fatalf("%+v", have)
+		}
+	}
+}
+
+// However many sessions have ended before they had replaced all that had changed, each
+// gets further than the one before: what the last one did is not forgotten.
+func TestCopyGetsFurther(t *testing.T) {
+	const blocks, each = 2000, 50
+	var have parts
+	log := journal.LSN(64)
+	for next := int64(blocks); next >= each; next -= 100 { // all blocks change, again and again
+		have, log = have.after(next, log), log+64
+	}
+	for sessions := 0; ; sessions++ {
+		next, moved := int64(0), 0
+		for ; next < blocks; next++ {
+			since := journal.LSN(0)
+			for _, h := range have {
+				if next < h.End {
+					since = h.LSN
+					break
+				}
+			}
+			if since == log {
+				continue // not changed since
+			}
+			if moved++; moved > each {
+				break
+			}
+		}
+		if next == blocks {
+			break
+		}
+		if have = have.after(next, log); sessions > blocks/each {
+			t.Fatalf("after %d sessions of %d blocks, of %d: %+v", sessions, each, blocks, have)
 		}
 	}
 }
