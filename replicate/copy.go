@@ -132,7 +132,7 @@ func (c *copier) resume(p *Pair, f *follow, body []byte) error {
 		return err
 	}
 	if !c.have.valid(c.end) {
-		return &WireError{fmt.Sprintf("it has blocks %+v of %d", c.have, c.end)}
+		return &WireError{fmt.Sprintf("%d parts of a full copy that are not those of a volume of %d blocks", len(c.have), c.end)}
 	}
 	for i := range c.have {
 		c.have[i].LSN = min(c.have[i].LSN, f.From) // the log goes on there, also where it was sent before

@@ -1,8 +1,12 @@
 package replicate
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
+
+	"go.uber.org/zap"
 
 	"github.com/nvmmirror/nvmmirror/journal"
 )
@@ -62,6 +66,17 @@ func TestCopyGetsFurther(t *testing.T) {
 		}
 		if have = have.after(next, log); sessions > blocks/each {
 			t.Fatalf("after %d sessions of %d blocks, of %d: %+v", sessions, each, blocks, have)
+		}
+	}
+}
+
+// A peer's list of parts is not told in full.
+func TestPeersPartsAreBounded(t *testing.T) {
+	body := []byte("[" + strings.Repeat(`{"end":-1},`, 20<<10) + "{}]")
+	for _, body := range [][]byte{body, []byte(`[{"end":-1}]`), []byte(`[{"end":5},{"end":4}]`), []byte(`[{"end":11}]`)} {
+		c := &copier{end: 10}
+		if err := c.resume(&Pair{log: zap.NewNop()}, &follow{Full: true}, body); err == nil || len(err.Error()) > 200 {
+			t.Errorf("an error of %d bytes", len(fmt.Sprint(err)))
 		}
 	}
 }
