@@ -397,7 +397,8 @@ func (w *simWorld) lose() {
 	}
 }
 
-// copyOver makes the node the target of a full copy, with log behind it.
+// copyOver makes the node the target of a full copy that a lost connection cuts off once,
+// with log behind it.
 func (w *simWorld) copyOver() {
 	w.v.pair.Close()
 	n := (*node)(w.v)
@@ -407,19 +408,27 @@ func (w *simWorld) copyOver() {
 	}
 	w.incoming = data
 	r := replicate.Resync{Fork: w.v.journal.End() + 1<<20, Chain: 77, Epoch: journal.Epoch{Counter: w.v.meta.State.History.Last().Epoch.Counter + 99, Node: 7}}
-	err := n.StartCopy(r, false, func(st *replicate.State) {
-		st.History = st.History.Append(journal.Entry{Epoch: r.Epoch, Start: r.Fork, PeerIn: true})
-		st.Role, st.Title = replicate.Secondary, false
-	})
-	if err != nil {
-		w.t.Fatal(err)
+	history := w.v.meta.State.History.Append(journal.Entry{Epoch: r.Epoch, Start: r.Fork, PeerIn: true})
+	start := func(resume bool) {
+		err := n.StartCopy(r, resume, func(st *replicate.State) {
+			st.History = history
+			st.Role, st.Title = replicate.Secondary, false
+		})
+		if err != nil {
+			w.t.Fatal(err)
+		}
 	}
+	start(false)
 	info := make([]replicate.BlockInfo, simSize/blockSize)
 	for b := range info {
 		info[b] = replicate.BlockInfo{LSN: r.Fork - 64, CRC: crcOf(data[b*blockSize:][:blockSize])}
 	}
 	half := len(info) / 2
-	for _, part := range [][2]int{{0, half}, {half, len(info)}} {
+	for i, part := range [][2]int{{0, half}, {half, len(info)}} {
+		if i > 0 {
+			r.Fork += 4096
+			start(true)
+		}
 		if err := n.CopyBlocks(int64(part[0]), data[part[0]*blockSize:part[1]*blockSize], info[part[0]:part[1]]); err != nil {
 			w.t.Fatal(err)
 		}
