@@ -109,6 +109,9 @@ func (v *Volume) applySegment(h *journal.Header, body []byte) error {
 	if v.copying {
 		// After a crash the copy starts anew: recovery will not read this.
 		v.checkpointed.Store(uint64(h.End()))
+		if v.unflushed += len(body); v.unflushed >= copyStep {
+			return v.storeCopied()
+		}
 	}
 	return nil
 }

@@ -335,14 +335,15 @@ func (n *node) StartCopy(r replicate.Resync, keep bool, f func(*replicate.State)
 }
 
 // Entries: see replicate.Node.
-func (n *node) Entries(first int64, info []replicate.BlockInfo) (applied LSN) {
+func (n *node) Entries(first int64, info []replicate.BlockInfo) (applied LSN, err error) {
+	defer pmem.Recover(n.mem, pmem.Arm(), &err)
 	n.applyMu.RLock()
 	defer n.applyMu.RUnlock()
 	for i := range info {
 		e, ok := n.table.get(first + int64(i))
 		info[i] = replicate.BlockInfo{LSN: e.lsn, CRC: e.crc, Unverified: e.unverified, Damaged: !ok || e.damaged}
 	}
-	return n.Applied()
+	return n.Applied(), nil
 }
 
 // copyStep is how many bytes of a full copy become durable at a time. All of it at

@@ -1,15 +1,19 @@
 package nvmmirror
 
 import (
+	"errors"
 	"math/rand/v2"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/nvmmirror/nvmmirror/internal/crc32c"
-	"github.com/nvmmirror/nvmmirror/replicate"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/nvmmirror/nvmmirror/internal/crc32c"
+	"github.com/nvmmirror/nvmmirror/pmem"
+	"github.com/nvmmirror/nvmmirror/replicate"
 )
 
 // copyPair is a primary and a blank node in its peer's place, still closed, that only a
@@ -182,5 +186,51 @@ func TestFullCopyBeginsAnew(t *testing.T) {
 				t.Error("the copy of before went on")
 			}
 		})
+	}
+}
+
+// TestUnreadableTableUnderACopy: a page of the block table that cannot be read is an
+// error of the copy that goes on, as where blocks are read, and not the end of the process.
+func TestUnreadableTableUnderACopy(t *testing.T) {
+	needFaults(t)
+	v, _, _ := lone(t, &media{seed: 1}, 45)
+	poison(t, v.mem.Bytes(), v.table.area.Off)
+	var fault *pmem.FaultError
+	if _, err := (*node)(v).Entries(0, make([]replicate.BlockInfo, 1)); !errors.As(err, &fault) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestLogBesideACopyIsFlushed: what log changes while a copy is under way does not all
+// wait for the copy's end either. One that goes on may look at many blocks, and copy few.
+func TestLogBesideACopyIsFlushed(t *testing.T) {
+	path := filepath.Join(shm(t), "r")
+	if err := Create(path, CreateOptions{Size: 2 * copyStep, JournalSize: 8 << 20, Accept: pmem.Emulated}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := pmem.Open(path, pmem.Options{Accept: pmem.Emulated})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	v := openQuiet(t, r)
+	v.applyMu.Lock()
+	v.copying = true
+	v.applyMu.Unlock()
+	p := make([]byte, 1<<20)
+	for off := int64(0); off < v.size; off += int64(len(p)) {
+		if _, err := v.WriteAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.applyMu.Lock()
+	defer v.applyMu.Unlock()
+	v.copying = false
+	left := 0
+	for range v.dirty.all() {
+		left++
+	}
+	if most := (copyStep + len(p)) / blockSize; left > most {
+		t.Errorf("%d blocks wait to be flushed, of %d", left, v.size/blockSize)
 	}
 }

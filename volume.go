@@ -79,7 +79,7 @@ type Volume struct {
 	compared   int64          // the same, of unverified
 	redoUntil  atomic.Uint64  // segments below were perhaps applied before a crash; changed under applyMu
 	copying    bool           // blocks arrive in a full copy: apply only what is newer
-	unflushed  int            // bytes of a full copy
+	unflushed  int            // bytes of a full copy, and of log beside it
 	copied     map[int64]bool // of the segment that is being applied: blocks that hold it; the log's owner's
 
 	checkpointed atomic.Uint64

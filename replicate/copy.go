@@ -158,7 +158,10 @@ func (c *copier) next(p *Pair, s *session) error {
 	}
 	if len(c.have) > 0 {
 		look := c.look[:min(blocksPerLook, c.have[0].End-c.block)]
-		c.lastApplied = p.node.Entries(c.block, look)
+		var err error
+		if c.lastApplied, err = p.node.Entries(c.block, look); err != nil {
+			return fmt.Errorf("full copy: %w", err)
+		}
 		since := c.have[0].LSN
 		left := run(look, func(b BlockInfo) bool { return !b.Damaged && b.LSN <= since })
 		counts := uint64(sameNever)
@@ -232,7 +235,9 @@ func (r *receiver) same(m *message) error {
 		return &WireError{fmt.Sprintf("%d blocks from %d on are left out of a full copy where %d comes next", m.b, m.a, r.nextBlock)}
 	}
 	look := make([]BlockInfo, n)
-	r.p.node.Entries(first, look)
+	if _, err := r.p.node.Entries(first, look); err != nil {
+		return err
+	}
 	if (m.d == sameAlways || m.d == sameIfKnown && known(look)) && uint64(sumEntries(look)) != m.c {
 		r.have, r.nextBlock = nil, 0
 		return fmt.Errorf("blocks %d to %d are not what the peer has, though its log says so: all blocks are copied", first, first+n)

@@ -60,6 +60,7 @@ func (p *Pair) follow(s *session, v Verdict) error {
 	var has []byte
 	switch {
 	case f.Full:
+		p.copied.Store(0)
 		p.setPhase(PhaseResync, v.Why)
 		record = Resync{Fork: f.From, Base: f.Base, Chain: f.Chain, Epoch: f.History.Last().Epoch}
 		r.have = p.partsOf(&f, v)

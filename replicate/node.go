@@ -57,7 +57,7 @@ type Node interface {
 	ReadBlocks(first int64, dst []byte, info []BlockInfo) (applied journal.LSN, err error)
 	// Entries is what the table says of len(info) blocks from first on, unread. applied
 	// is the LSN of the data then.
-	Entries(first int64, info []BlockInfo) (applied journal.LSN)
+	Entries(first int64, info []BlockInfo) (applied journal.LSN, err error)
 	// StartCopy makes r durable with the state that f leaves, then starts
 	// the log over at r.Fork. keep: the copy leaves out blocks that are here.
 	StartCopy(r Resync, keep bool, f func(*State)) error

@@ -52,6 +52,7 @@ func (p *Pair) lead(s *session, mine Side, v Verdict) error {
 	s.lanes.open(laneSends, s.many)
 	p.setPhase(PhaseCatchUp, "")
 	if !c.done {
+		p.copied.Store(0)
 		p.setPhase(PhaseResync, v.Why)
 	}
 	var lap, behind journal.LSN // the log's end when this lap began, and how far the follower was behind it
