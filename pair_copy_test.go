@@ -2,8 +2,10 @@ package nvmmirror
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -89,6 +91,7 @@ func TestFullCopyOfWhatChanged(t *testing.T) {
 			putEntry(p, e, 1000)
 		}, false},
 		{"a damaged block at the source", nil, false},
+		{"one that changed after that", nil, true},
 		{"another block", func(t *testing.T, region []byte) { // with a table entry to match
 			m := metadataOf(t, region)
 			p := region[m.Data.Off+1000*blockSize:][:blockSize]
@@ -113,12 +116,16 @@ func TestFullCopyOfWhatChanged(t *testing.T) {
 				commit(t, a, 0, make([]byte, 100<<10))
 			}
 			commit(t, a, a.Size()-1, []byte{7})
-			if c.name == "a damaged block at the source" {
+			switch c.name {
+			case "a damaged block at the source", "one that changed after that":
 				a.applyMu.Lock()
 				a.block(1000)[0] ^= 1
 				a.applyMu.Unlock()
 				if _, err := a.ReadAt(make([]byte, 1), 1000*blockSize); !isCorrupt(err) {
 					t.Fatal(err)
+				}
+				if c.whole {
+					commit(t, a, 1000*blockSize+77, []byte("changed"))
 				}
 			}
 			b.opt.Logger = zap.New(core)
@@ -130,6 +137,14 @@ func TestFullCopyOfWhatChanged(t *testing.T) {
 			}
 			before := sent()
 			b.open()
+			if c.name == "one that changed after that" { // nobody has it
+				b.until("what it has does not count", func(Status) bool {
+					return logged.Filter(func(e observer.LoggedEntry) bool {
+						return strings.Contains(fmt.Sprint(e.ContextMap()), "are not what the peer has")
+					}).Len() > 0
+				})
+				commit(t, a, 1000*blockSize, make([]byte, blockSize))
+			}
 			a.inSync()
 			b.inSync()
 			if n := sent() - before; (n > a.Size()) != c.whole || !c.whole && n > 400<<10 {
