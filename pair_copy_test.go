@@ -249,3 +249,79 @@ func TestLogBesideACopyIsFlushed(t *testing.T) {
 		t.Errorf("%d blocks wait to be flushed, of %d", left, v.size/blockSize)
 	}
 }
+
+// firstByte is what a node reads at the beginning of a block.
+func firstByte(t *testing.T, n *testNode, block int64) byte {
+	t.Helper()
+	var p [1]byte
+	n.read(t, p[:], block*blockSize)
+	return p[0]
+}
+
+// TestFullCopyOfADoubtfulBlock: a block that is unverified at the source may have
+// changed after what its entry says. The peer that was away does not keep what it has,
+// and nothing is repaired by that.
+func TestFullCopyOfADoubtfulBlock(t *testing.T) {
+	t.Parallel()
+	const block = 2000
+	for name, doubt := range map[string]func(t *testing.T, a *testNode){
+		"damaged when it changed, and whole again": func(t *testing.T, a *testNode) {
+			flip := func() {
+				a.applyMu.Lock()
+				a.block(block)[4000] ^= 1
+				a.applyMu.Unlock()
+			}
+			flip()
+			if _, err := a.ReadAt(make([]byte, 1), block*blockSize); !isCorrupt(err) {
+				t.Fatal(err)
+			}
+			commit(t, a, block*blockSize, []byte{2})
+			flip()
+			for range 3 * MinJournal / (100 << 10) { // the journal does not reach back
+				commit(t, a, 0, make([]byte, 100<<10))
+			}
+			a.close()
+			a.open()
+		},
+		"changed by log that was given up from where the peer's ends on": func(t *testing.T, a *testNode) {
+			if err := a.checkpoint(false); err != nil { // else redo would write the block as it was
+				t.Fatal(err)
+			}
+			a.ckptMu.Lock() // what is damaged stays above the checkpoint
+			at := a.Status().Committed
+			commit(t, a, 0, []byte{2})
+			commit(t, a, block*blockSize, []byte{2})
+			commit(t, a, 0, []byte{3})
+			crashHeld(a, func(region []byte) { flip(t, region, at) })
+			a.open()
+			a.until("damaged", func(s Status) bool { return s.Damaged })
+			if err := a.ContinueAlone(t.Context(), true); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := pairInSync(t, testConfig{opt: Options{OnPeerLoss: Alone}, size: 16 << 20, quiet: true})
+			commit(t, a, block*blockSize, []byte{1})
+			quiesce(t, a, b)
+			b.close()
+			a.until("alone", func(Status) bool { return !a.pair.Required() })
+			doubt(t, a)
+			a.until("serving", func(s Status) bool { return s.Serving })
+			if got := firstByte(t, a, block); got != 2 || a.unverified.n.Load() == 0 {
+				t.Fatalf("%d, and %d blocks are unverified", got, a.unverified.n.Load())
+			}
+			b.open()
+			a.inSync()
+			if s := b.Status(); s.Rule != string(replicate.RuleFull) {
+				t.Errorf("it followed by %s", s.Rule)
+			}
+			identical(t, a, b)
+			a.until("compared", func(s Status) bool { return s.Counters.UnverifiedBlocks == 0 })
+			if got := firstByte(t, a, block); got != 2 {
+				t.Errorf("%d where 2 was acknowledged and served", got)
+			}
+		})
+	}
+}

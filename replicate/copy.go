@@ -23,8 +23,9 @@ import (
 //     other epoch: its log, and with it its data, has only grown since then.
 //
 // That nothing has changed in what is left out, both block tables must say alike, except
-// where a block was found damaged or is unverified: that is settled as it is after the
-// log has been caught up with.
+// where a block is damaged or unverified at the follower: that is settled as it is after
+// the log has been caught up with. One that is unverified at the source may have changed
+// after what its entry says, and is sent.
 
 // copied is what a follower has of a full copy that was cut off.
 type copied struct {
@@ -163,12 +164,11 @@ func (c *copier) next(p *Pair, s *session) error {
 			return fmt.Errorf("full copy: %w", err)
 		}
 		since := c.have[0].LSN
-		left := run(look, func(b BlockInfo) bool { return !b.Damaged && b.LSN <= since })
-		counts := uint64(sameNever)
-		if known(look[:left]) {
-			counts = sameIfKnown
-		}
-		if left == 0 && look[0].LSN <= since {
+		// The LSN of an unverified block says too little where it was damaged before, or
+		// where log that had changed it was given up.
+		changed := func(b BlockInfo) bool { return b.LSN > since || b.Unverified && !b.Damaged }
+		left, counts := run(look, func(b BlockInfo) bool { return !b.Damaged && !changed(b) }), uint64(sameIfKnown)
+		if left == 0 && !changed(look[0]) {
 			// It is damaged, and keeps its LSN: it may have changed since, but not without
 			// its checksum. Where the follower has that one, it can repair the block here.
 			left, counts = 1, sameAlways
@@ -179,7 +179,7 @@ func (c *copier) next(p *Pair, s *session) error {
 			p.copied.Store(c.block * BlockSize)
 			return nil
 		}
-		n = run(look[:min(blocksPerMessage, len(look))], func(b BlockInfo) bool { return b.LSN > since })
+		n = run(look[:min(blocksPerMessage, len(look))], changed)
 	}
 	applied, err := p.node.ReadBlocks(c.block, c.buf[:n*BlockSize], c.info[:n])
 	if err != nil {
@@ -207,9 +207,8 @@ func run(look []BlockInfo, such func(BlockInfo) bool) int64 {
 
 // When the entries of blocks that are left out must be the same.
 const (
-	sameNever   = iota // the source does not know whether its blocks are what they say
-	sameIfKnown        // where the follower knows that its are
-	sameAlways         // they are all that tells
+	sameIfKnown = 1 + iota // where the follower knows that its blocks are what they say
+	sameAlways             // they are all that tells
 )
 
 // known reports whether each block is what the table says, as far as is known.
