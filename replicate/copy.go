@@ -158,16 +158,23 @@ func (c *copier) next(p *Pair, s *session) error {
 		c.have = c.have[1:]
 	}
 	if len(c.have) > 0 {
-		look := c.look[:min(blocksPerLook, c.have[0].End-c.block)]
-		var err error
-		if c.lastApplied, err = p.node.Entries(c.block, look); err != nil {
-			return fmt.Errorf("full copy: %w", err)
-		}
-		since := c.have[0].LSN
 		// The LSN of an unverified block says too little where it was damaged before, or
 		// where log that had changed it was given up.
+		since := c.have[0].LSN
 		changed := func(b BlockInfo) bool { return b.LSN > since || b.Unverified && !b.Damaged }
-		left, counts := run(look, func(b BlockInfo) bool { return !b.Damaged && !changed(b) }), uint64(sameIfKnown)
+		var look []BlockInfo
+		var left int64
+		for _, most := range []int64{blocksPerMessage, blocksPerLook} { // further only where it is worth it
+			look = c.look[:min(most, c.have[0].End-c.block)]
+			var err error
+			if c.lastApplied, err = p.node.Entries(c.block, look); err != nil {
+				return fmt.Errorf("full copy: %w", err)
+			}
+			if left = run(look, func(b BlockInfo) bool { return !b.Damaged && !changed(b) }); left < int64(len(look)) {
+				break
+			}
+		}
+		counts := uint64(sameIfKnown)
 		if left == 0 && !changed(look[0]) {
 			// It is damaged, and keeps its LSN: it may have changed since, but not without
 			// its checksum. Where the follower has that one, it can repair the block here.
@@ -179,7 +186,7 @@ func (c *copier) next(p *Pair, s *session) error {
 			p.copied.Store(c.block * BlockSize)
 			return nil
 		}
-		n = run(look[:min(blocksPerMessage, len(look))], changed)
+		n = worth(look[:min(blocksPerMessage, len(look))], changed)
 	}
 	applied, err := p.node.ReadBlocks(c.block, c.buf[:n*BlockSize], c.info[:n])
 	if err != nil {
@@ -203,6 +210,20 @@ func run(look []BlockInfo, such func(BlockInfo) bool) int64 {
 		return int64(i)
 	}
 	return int64(len(look))
+}
+
+// worth is how many at the beginning are worth a message: a few between them that have
+// not changed cost less than two more would.
+func worth(look []BlockInfo, changed func(BlockInfo) bool) (n int64) {
+	const few = 8
+	for i, b := range look {
+		if changed(b) {
+			n = int64(i) + 1
+		} else if b.Damaged || int64(i) >= n+few {
+			break
+		}
+	}
+	return n
 }
 
 // When the entries of blocks that are left out must be the same.

@@ -80,3 +80,30 @@ func TestPeersPartsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestWorth: few blocks that have not changed do not cut a message of blocks in two,
+// else a copy of every other block takes ten times as long as one of all. A damaged
+// one does: it cannot be read.
+func TestWorth(t *testing.T) {
+	for in, want := range map[string]int64{
+		"c":                1,
+		"ccc":              3,
+		"c.c.c.c.":         7,
+		"c.........c":      1,
+		"c........c":       10,
+		"cd.c":             1,
+		"c.dc":             1,
+		"c..............c": 1,
+	} {
+		look := make([]BlockInfo, len(in))
+		for i := range in {
+			look[i].Damaged = in[i] == 'd'
+			if in[i] == 'c' {
+				look[i].LSN = 1
+			}
+		}
+		if got := worth(look, func(b BlockInfo) bool { return b.LSN > 0 }); got != want {
+			t.Errorf("%s: %d, want %d", in, got, want)
+		}
+	}
+}
