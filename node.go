@@ -334,6 +334,14 @@ func (n *node) StartCopy(r replicate.Resync, keep bool, f func(*replicate.State)
 	return nil
 }
 
+// Doubtful: see replicate.Node.
+func (n *node) Doubtful(most int) []int64 {
+	n.applyMu.RLock()
+	defer n.applyMu.RUnlock()
+	blocks := n.bad.some(most, 0)
+	return append(blocks, n.unverified.some(most-len(blocks), 0)...)
+}
+
 // Entries: see replicate.Node.
 func (n *node) Entries(first int64, info []replicate.BlockInfo) (applied LSN, err error) {
 	defer pmem.Recover(n.mem, pmem.Arm(), &err)

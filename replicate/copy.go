@@ -3,6 +3,7 @@ package replicate
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"slices"
 
 	"go.uber.org/zap"
@@ -22,10 +23,9 @@ import (
 //     something as long as neither node has restarted and the source has begun no
 //     other epoch: its log, and with it its data, has only grown since then.
 //
-// That nothing has changed in what is left out, both block tables must say alike, except
-// where a block is damaged or unverified at the follower: that is settled as it is after
-// the log has been caught up with. One that is unverified at the source may have changed
-// after what its entry says, and is sent.
+// It lacks the blocks that it knows to be damaged or unverified. One that is unverified
+// at the source may have changed after what its entry says, and is sent. That nothing has
+// changed in what is left out, both block tables must say alike.
 
 // copied is what a follower has of a full copy that was cut off.
 type copied struct {
@@ -44,8 +44,17 @@ type part struct {
 	LSN journal.LSN `json:"lsn"` // all log up to it is in the blocks
 }
 
-// maxParts bounds what is kept and told.
-const maxParts = 16
+// claim is what a follower has of a copy that begins: the body of its msgFollowed.
+type claim struct {
+	Parts parts   `json:"parts"`
+	Lacks []int64 `json:"lacks,omitempty"` // blocks in them
+}
+
+// What is kept and told is bounded.
+const (
+	maxParts = 16
+	maxLacks = 4096
+)
 
 // blocks is how many there are.
 func (have parts) blocks() int64 {
@@ -85,7 +94,16 @@ func (have parts) valid(blocks int64) bool {
 	return len(have) <= maxParts
 }
 
-// partsOf is what this node has of the copy that it is to take after the verdict v.
+// claimOf is what this node has of the copy that it is to take after the verdict v.
+func (p *Pair) claimOf(f *follow, v Verdict) claim {
+	if lacks := p.node.Doubtful(maxLacks + 1); len(lacks) <= maxLacks {
+		if have := p.partsOf(f, v); len(have) > 0 {
+			return claim{have, lacks}
+		}
+	}
+	return claim{}
+}
+
 func (p *Pair) partsOf(f *follow, v Verdict) parts {
 	st, have := p.node.State(), p.have
 	switch {
@@ -108,6 +126,7 @@ type copier struct {
 	done        bool
 	block, end  int64
 	have        parts // of the follower, from block on: it lacks only what has changed since
+	lacks       map[int64]bool
 	buf         []byte
 	info        []BlockInfo
 	look        []BlockInfo // of the table
@@ -129,11 +148,16 @@ func (c *copier) resume(p *Pair, f *follow, body []byte) error {
 	if !f.Full || len(body) == 0 {
 		return nil
 	}
-	if err := unmarshal(msgFollowed, body, &c.have); err != nil {
+	var has claim
+	if err := unmarshal(msgFollowed, body, &has); err != nil {
 		return err
 	}
-	if !c.have.valid(c.end) {
-		return &WireError{fmt.Sprintf("%d parts of a full copy that are not those of a volume of %d blocks", len(c.have), c.end)}
+	if !has.Parts.valid(c.end) || len(has.Lacks) > maxLacks {
+		return &WireError{fmt.Sprintf("%d parts of a full copy, less %d blocks, that are not those of a volume of %d blocks", len(has.Parts), len(has.Lacks), c.end)}
+	}
+	c.have, c.lacks = has.Parts, make(map[int64]bool, len(has.Lacks))
+	for _, b := range has.Lacks {
+		c.lacks[b] = true
 	}
 	for i := range c.have {
 		c.have[i].LSN = min(c.have[i].LSN, f.From) // the log goes on there, also where it was sent before
@@ -170,18 +194,22 @@ func (c *copier) next(p *Pair, s *session) error {
 			if c.lastApplied, err = p.node.Entries(c.block, look); err != nil {
 				return fmt.Errorf("full copy: %w", err)
 			}
+			for i := range look {
+				if c.lacks[c.block+int64(i)] {
+					look[i].LSN = math.MaxUint64
+				}
+			}
 			if left = run(look, func(b BlockInfo) bool { return !b.Damaged && !changed(b) }); left < int64(len(look)) {
 				break
 			}
 		}
-		counts := uint64(sameIfKnown)
 		if left == 0 && !changed(look[0]) {
 			// It is damaged, and keeps its LSN: it may have changed since, but not without
 			// its checksum. Where the follower has that one, it can repair the block here.
-			left, counts = 1, sameAlways
+			left = 1
 		}
 		if left > 0 {
-			s.send(message{typ: msgSame, a: uint64(c.block), b: uint64(left), c: uint64(sumEntries(look[:left])), d: counts}, nil)
+			s.send(message{typ: msgSame, a: uint64(c.block), b: uint64(left), c: uint64(sumEntries(look[:left]))}, nil)
 			c.block += left
 			p.copied.Store(c.block * BlockSize)
 			return nil
@@ -226,17 +254,6 @@ func worth(look []BlockInfo, changed func(BlockInfo) bool) (n int64) {
 	return n
 }
 
-// When the entries of blocks that are left out must be the same.
-const (
-	sameIfKnown = 1 + iota // where the follower knows that its blocks are what they say
-	sameAlways             // they are all that tells
-)
-
-// known reports whether each block is what the table says, as far as is known.
-func known(look []BlockInfo) bool {
-	return !slices.ContainsFunc(look, func(b BlockInfo) bool { return b.Damaged || b.Unverified })
-}
-
 // sumEntries is the checksum of what a table says of blocks.
 func sumEntries(look []BlockInfo) (sum uint32) {
 	var said [12]byte
@@ -258,7 +275,7 @@ func (r *receiver) same(m *message) error {
 	if _, err := r.p.node.Entries(first, look); err != nil {
 		return err
 	}
-	if (m.d == sameAlways || m.d == sameIfKnown && known(look)) && uint64(sumEntries(look)) != m.c {
+	if uint64(sumEntries(look)) != m.c {
 		r.have, r.nextBlock = nil, 0
 		return fmt.Errorf("blocks %d to %d are not what the peer has, though its log says so: all blocks are copied", first, first+n)
 	}

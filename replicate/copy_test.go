@@ -72,10 +72,12 @@ func TestCopyGetsFurther(t *testing.T) {
 
 // A peer's list of parts is not told in full.
 func TestPeersPartsAreBounded(t *testing.T) {
-	body := []byte("[" + strings.Repeat(`{"end":-1},`, 20<<10) + "{}]")
-	for _, body := range [][]byte{body, []byte(`[{"end":-1}]`), []byte(`[{"end":5},{"end":4}]`), []byte(`[{"end":11}]`)} {
+	for _, body := range []string{
+		`{"parts":[` + strings.Repeat(`{"end":-1},`, 20<<10) + `{}]}`, `{"parts":[{"end":-1}]}`, `{"parts":[{"end":5},{"end":4}]}`, `{"parts":[{"end":11}]}`,
+		`{"parts":[{"end":10}],"lacks":[` + strings.Repeat("1,", maxLacks) + `1]}`,
+	} {
 		c := &copier{end: 10}
-		if err := c.resume(&Pair{log: zap.NewNop()}, &follow{Full: true}, body); err == nil || len(err.Error()) > 200 {
+		if err := c.resume(&Pair{log: zap.NewNop()}, &follow{Full: true}, []byte(body)); err == nil || len(err.Error()) > 200 {
 			t.Errorf("an error of %d bytes", len(fmt.Sprint(err)))
 		}
 	}

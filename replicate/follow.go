@@ -63,14 +63,15 @@ func (p *Pair) follow(s *session, v Verdict) error {
 		p.copied.Store(0)
 		p.setPhase(PhaseResync, v.Why)
 		record = Resync{Fork: f.From, Base: f.Base, Chain: f.Chain, Epoch: f.History.Last().Epoch}
-		r.have = p.partsOf(&f, v)
+		c := p.claimOf(&f, v)
+		r.have = c.Parts
 		p.have = copied{}
 		if err := p.node.StartCopy(record, len(r.have) > 0, adopt); err != nil {
 			return err
 		}
 		if len(r.have) > 0 {
 			p.log.Info("full copy of what is missing here", zap.Int64("has", r.have.blocks()))
-			has = marshal(r.have)
+			has = marshal(c)
 		}
 	default:
 		p.setPhase(PhaseCatchUp, "")

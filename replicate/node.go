@@ -58,6 +58,9 @@ type Node interface {
 	// Entries is what the table says of len(info) blocks from first on, unread. applied
 	// is the LSN of the data then.
 	Entries(first int64, info []BlockInfo) (applied journal.LSN, err error)
+	// Doubtful are blocks that are known to be damaged, or not verified since a crash, at
+	// most so many.
+	Doubtful(most int) []int64
 	// StartCopy makes r durable with the state that f leaves, then starts
 	// the log over at r.Fork. keep: the copy leaves out blocks that are here.
 	StartCopy(r Resync, keep bool, f func(*State)) error

@@ -68,7 +68,7 @@ const (
 	// msgFollow {body: follow}: the source tells the other what to follow.
 	msgFollow
 	// msgFollowed {a: LSN that the log ends at, b: checkpoint}: done, durably. At the
-	// start of a full copy of which the follower has something {body: parts}.
+	// start of a full copy of which the follower has something {body: claim}.
 	msgFollowed
 	// msgJoin {body: join}: an epoch history, policy and the title.
 	msgJoin
@@ -106,8 +106,8 @@ const (
 	// lanes.
 	msgSpread
 	// msgSame {a: first block, b: blocks, c: checksum of what the source's table says of
-	// them, d: when that must be what the follower's says}: in the place of blocks of a full copy that the
-	// follower has.
+	// them, which the follower's must say}: in the place of blocks of a full copy that
+	// the follower has.
 	msgSame
 )
 
