@@ -184,11 +184,15 @@ func (w *simPair) settle() {
 	for _, n := range w.nodes {
 		n.goesOnUnheard()
 	}
-	for _, n := range w.nodes {
-		if n.life != nil && n.life.dead {
-			w.stats.crashes++
-			w.event("%s: died, outage %v", n.name, n.outage)
-			n.reap()
+	for again := true; again; { // time passes, in which the other one may die
+		again = false
+		for _, n := range w.nodes {
+			if n.life != nil && n.life.dead {
+				w.stats.crashes++
+				w.event("%s: died, outage %v", n.name, n.outage)
+				n.reap()
+				again = true
+			}
 		}
 	}
 	for len(w.told) > 0 {
