@@ -153,6 +153,9 @@ func TestFullCopyOfWhatChanged(t *testing.T) {
 			if s := b.Status(); s.Rule != string(replicate.RuleFull) {
 				t.Errorf("it followed by %s", s.Rule)
 			}
+			if n := b.Status().Counters.RepairedBlocks; n > 0 {
+				t.Errorf("%d blocks came as repairs, and not with the copy", n)
+			}
 			if c.name == "a damaged block at the source" {
 				a.until("repaired", func(s Status) bool { return s.Counters.RepairedBlocks > 0 })
 			}
@@ -306,8 +309,15 @@ func TestFullCopyOfADoubtfulBlock(t *testing.T) {
 			if got := firstByte(t, a, block); got != 2 || a.unverified.n.Load() == 0 {
 				t.Fatalf("%d, and %d blocks are unverified", got, a.unverified.n.Load())
 			}
+			core, logged := observer.New(zap.InfoLevel)
+			b.opt.Logger = zap.New(core)
 			b.open()
 			a.inSync()
+			for _, e := range logged.FilterMessage("session ended").All() {
+				if err := fmt.Sprint(e.ContextMap()["error"]); strings.Contains(err, "are not what the peer has") {
+					t.Errorf("it was left out, and only the comparison found it: %s", err)
+				}
+			}
 			if s := b.Status(); s.Rule != string(replicate.RuleFull) {
 				t.Errorf("it followed by %s", s.Rule)
 			}
